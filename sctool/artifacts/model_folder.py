@@ -1,0 +1,168 @@
+"""The model folder: ``model.safetensors``, ``manifest.json``, ``history.csv`` and tables of the run. No pickle anywhere.
+
+A run in progress lives in ``RUN.part``; only a finished one gets the name ``RUN``.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+
+from sctool.artifacts.atomic import atomic_folder, disk_errors, strict, write_json
+from sctool.artifacts.tensors import load_tensors, save_tensors
+from sctool.errors import SctoolError
+
+FORMAT = 1
+_PACKAGES = ("sctool", "torch", "numpy", "scipy", "anndata", "scanpy", "scikit-learn", "pandas", "safetensors")
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A finished model on disk."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    def weights(self) -> dict[str, Tensor]:
+        """Its tensors, on the CPU."""
+        return load_tensors(self.path / "model.safetensors")[0]
+
+    def table(self, name: str) -> pd.DataFrame:
+        """One of its CSV tables, e.g. ``history`` or ``cells``."""
+        return pd.read_csv(self.path / f"{name}.csv", dtype={"cell": str})
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.path.name
+
+
+def save_model(
+    folder: Path, model: str, weights: dict[str, Tensor], contents: dict[str, Any], tables: dict[str, pd.DataFrame]
+) -> ModelFolder:
+    """Write a model folder atomically.
+
+    Parameters
+    ----------
+    folder
+        Its final place.
+    model
+        The kind of model, e.g. ``scvi``.
+    contents
+        What the manifest holds beyond format, versions and command: config, genes, vocabularies, data, seed, metrics.
+    tables
+        Written as ``NAME.csv``.
+    """
+    manifest = {"format": FORMAT, "model": model, **contents, "versions": versions(), "command": command()}
+    with atomic_folder(folder) as partial:
+        save_tensors(partial / "model.safetensors", weights)
+        for name, table in tables.items():
+            table.to_csv(partial / f"{name}.csv", index=False)
+        write_json(partial / "manifest.json", manifest)
+    return ModelFolder(folder, strict(manifest))
+
+
+def open_model(path: Path, model: str | None = None) -> ModelFolder:
+    """Open a model folder.
+
+    Parameters
+    ----------
+    path
+        The folder, e.g. ``checkpoints/scvi/RUN``.
+    model
+        The kind expected; None takes any.
+
+    Raises
+    ------
+    SctoolError
+        If there is no model, it is of another kind, or of a newer format.
+    """
+    file = path / "manifest.json"
+    if not file.exists():
+        if path.with_name(path.name + ".part").exists():
+            raise SctoolError(f"{path} is not finished", "run its train command again with --resume")
+        siblings = sorted(other.name for other in path.parent.glob("*") if (other / "manifest.json").exists())
+        there = f"{path.parent} has {', '.join(siblings[:5])}" if siblings else "give a folder like checkpoints/scvi/RUN"
+        raise SctoolError(f"{path} is not a model folder (no manifest.json)", there)
+    try:
+        manifest = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SctoolError(f"{file} cannot be read: {error}", "copy the folder again, or train again") from None
+    if manifest.get("format", 0) > FORMAT:
+        raise SctoolError(
+            f"{path} has format {manifest['format']}, made by sctool {manifest.get('versions', {}).get('sctool')}; this one reads {FORMAT}",
+            "update sctool: pip install -U sctool",
+        )
+    if model is not None and manifest.get("model") != model:
+        raise SctoolError(f"{path} is a {manifest.get('model')} model, not {model}", f"give a folder under checkpoints/{model}/")
+    return ModelFolder(path, manifest)
+
+
+class RunPlace:
+    """Where a run of training is written: the final folder, and the state kept until then.
+
+    Parameters
+    ----------
+    folder
+        ``OUT/checkpoints/MODEL/RUN``.
+    settings
+        All that the result depends on; a state made with other settings is not resumed.
+    resume, force
+        The flags of the command.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any], *, resume: bool, force: bool) -> None:
+        self.folder = folder
+        self.part = folder.with_name(folder.name + ".part")
+        self.state = self.part / "state.safetensors"
+        self.finished = (folder / "manifest.json").exists() and not force
+        if self.finished and resume:
+            return
+        if self.finished:
+            raise SctoolError(f"{folder} is there already", "give another --name, --force to replace it, or --resume to keep it")
+        note = self.part / "settings.json"
+        settings = strict(settings)
+        if note.exists() and not force:
+            if not resume and self.state.exists():
+                raise SctoolError(f"{self.part} holds an unfinished run", "give --resume to go on with it, or --force to start over")
+            old = json.loads(note.read_text())
+            changed = [key for key in settings if old.get(key) != settings[key]]
+            if resume and self.state.exists() and changed:
+                shown = f"{changed[0]} was {_short(old.get(changed[0]))} and is {_short(settings[changed[0]])}"
+                raise SctoolError(f"{self.part} was started with other settings: {shown}", "give the same ones, or --force to start over")
+        if not resume:
+            self.state.unlink(missing_ok=True)
+        with disk_errors(self.part):
+            self.part.mkdir(parents=True, exist_ok=True)
+        write_json(note, settings)
+
+    def clear(self) -> None:
+        """Forget the state of a run that is finished, or that failed before any was kept."""
+        if self.folder.exists() or not self.state.exists():
+            for name in ("state.safetensors", "settings.json"):
+                (self.part / name).unlink(missing_ok=True)
+            if self.part.exists() and not any(self.part.iterdir()):
+                self.part.rmdir()
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the result depends on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+
+
+def command() -> str:
+    """The command line."""
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])

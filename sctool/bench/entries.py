@@ -1,0 +1,111 @@
+"""What an evaluation compares: trained models and embeddings of other tools, on the same cells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sctool.artifacts.model_folder import ModelFolder, open_model
+from sctool.config import Config
+from sctool.data.read import H5ad
+from sctool.engine.query import Query, open_query
+from sctool.errors import SctoolError
+from sctool.models.registry import load_model
+
+ARMS = {"uniform": "standard", "adaptive": "ar", "balanced": "balanced"}
+FEWEST_CELLS = 20
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A trained model to be scored."""
+
+    folder: ModelFolder
+    query: Query
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.folder.name
+
+    @property
+    def arm(self) -> str:
+        """How its cells were sampled: ``standard``, ``ar`` or ``balanced``."""
+        return ARMS[self.folder.manifest["sampler"]]
+
+    @property
+    def seed(self) -> int:
+        """Seed of its training."""
+        return int(self.folder.manifest["seed"])
+
+
+def open_entries(paths: list[Path], data: Path, config: Config) -> list[ModelEntry]:
+    """Open models on the cells of a file."""
+    folders = [open_model(path) for path in paths]
+    if len({folder.name for folder in folders}) < len(folders):
+        folders = [ModelFolder(path, folder.manifest) for path, folder in zip(paths, folders, strict=True)]
+    return [ModelEntry(folder, open_query(folder, load_model(folder), data, config)) for folder in folders]
+
+
+def unseen_rows(file: H5ad, folders: list[ModelFolder], include_trained: bool) -> tuple[NDArray[np.int64], int]:
+    """Rows of cells that none of the models was trained or stopped on, and how many were left out.
+
+    Raises
+    ------
+    SctoolError
+        If fewer than 20 are left.
+    """
+    seen: set[str] = set()
+    for folder in folders:
+        cells = folder.table("cells")
+        seen |= set(cells["cell"][cells["split"].isin(["train", "validation"])])
+    unseen = np.array([name not in seen for name in file.obs.index])
+    if include_trained:
+        return np.arange(file.n_cells), 0
+    if unseen.sum() < FEWEST_CELLS:
+        raise SctoolError(
+            f"{int((~unseen).sum())} of {file.n_cells} cells of {file.path.name} were used in training; {int(unseen.sum())} are left",
+            "give a file of other cells, or train with --hold-out COLUMN=VALUE, or accept it with --include-trained",
+        )
+    return np.flatnonzero(unseen), int((~unseen).sum())
+
+
+def load_embedding(spec: str, file: H5ad) -> tuple[str, NDArray[np.float32]]:
+    """An embedding of the cells of a file, made by any tool: ``obsm:KEY``, an .npy, or a .csv whose first column names the cells.
+
+    Returns
+    -------
+    name, z_nl
+        With one row per cell of the file.
+    """
+    if spec.startswith("obsm:"):
+        return spec.removeprefix("obsm:"), file.embedding(spec.removeprefix("obsm:"))
+    path = Path(spec)
+    if not path.exists():
+        raise SctoolError(f"{spec}: no such file", "give obsm:KEY, or the path of an .npy or .csv file")
+    if path.suffix == ".csv":
+        table = pd.read_csv(path, index_col=0)
+        table.index = table.index.astype(str)
+        absent = file.obs.index.difference(table.index)
+        if len(absent):
+            raise SctoolError(
+                f"{spec} lacks {len(absent)} of {file.n_cells} cells, e.g. {absent[0]}", "its first column must name the cells"
+            )
+        z_nl: Any = table.loc[file.obs.index].select_dtypes("number").to_numpy(np.float32)
+    else:
+        try:
+            z_nl = np.load(path, allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise SctoolError(f"{spec} is not an .npy array ({error})", "save it with numpy.save, as numbers") from None
+    if z_nl.ndim != 2 or len(z_nl) != file.n_cells:
+        raise SctoolError(
+            f"{spec} has shape {z_nl.shape}; {file.path.name} has {file.n_cells} cells", "give one row per cell, in the order of the file"
+        )
+    if not np.isfinite(z_nl).all():
+        raise SctoolError(f"{spec} has NaN or infinite values", "compute it again")
+    return path.stem, z_nl.astype(np.float32)

@@ -1,0 +1,52 @@
+"""``sctool check``: what a file is, and every problem at once."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sctool.cli import options as o
+from sctool.cli.session import Session, score_table
+
+
+class Job(str, Enum):
+    """Models a file can be checked for."""
+
+    scvi = "scvi"
+
+
+def check(
+    file: Annotated[Path, typer.Argument(help="The .h5ad file.")],
+    for_: Annotated[Job, typer.Option("--for", help="The model it is meant for.")] = Job.scvi,
+    batch_key: o.BatchKey = None,
+    label_key: o.LabelKey = None,
+    group_key: o.GroupKey = None,
+    counts_layer: o.CountsLayer = None,
+    hold_out: o.HoldOut = None,
+    n_top_genes: o.TopGenes = None,
+    config: o.ConfigFile = None,
+    set_: o.Set = None,
+    json_: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Say what a file is and list every problem with its remedy. Exit code 0 if it is fit for the model, 2 if not."""
+    session = Session(locals())
+    from sctool.data.check import check_counts_file, describe
+    from sctool.data.read import H5ad
+
+    checked = check_counts_file(H5ad(file), session.config.data)
+    rows = describe(checked, session.config.data)
+    problems = [{"problem": problem.message, "fix": problem.hint} for problem in checked.problems]
+    lines = [f"note: {note}" for note in checked.notes]
+    lines += [f"problem: {problem['problem']}\n    fix: {problem['fix']}" for problem in problems]
+    lines.append(f"{len(problems)} problem{'s' * (len(problems) != 1)} for {for_.value}" if problems else f"ready for {for_.value}")
+    session.result(
+        {"about": dict(rows), "notes": checked.notes, "problems": problems},
+        [score_table("", ["what", "value"], [list(row) for row in rows])],
+        lines,
+    )
+    if problems:
+        raise typer.Exit(2)

@@ -1,0 +1,112 @@
+"""What every command does first and last: settings, the file, names of runs, and what is printed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sctool.cli.options import KEYS
+from sctool.config import Config, load_config
+from sctool.data.demo import DEMOS, Demo
+from sctool.errors import SctoolError
+
+
+class Session:
+    """The settings of one command and its two consoles: results to stdout, all else to stderr.
+
+    Parameters
+    ----------
+    flags
+        The parameters of the command function, by name (``locals()``).
+    job
+        Whose demo stands in for a file.
+    """
+
+    def __init__(self, flags: dict[str, Any], job: str = "scvi") -> None:
+        values = {KEYS[name]: value for name, value in flags.items() if name in KEYS}
+        if flags.get("ar") is not None:
+            if flags["ar"] and flags.get("sampler") not in (None, "adaptive"):
+                raise SctoolError(f"--ar and --sampler {flags['sampler']} exclude each other", "give one of them")
+            if flags["ar"] or flags.get("sampler") is None:
+                values["train.sampler"] = "adaptive" if flags["ar"] else "uniform"
+        self.config: Config = load_config(flags.get("config"), values, flags.get("set_"))
+        self.json, self.quiet = bool(flags.get("json_")), bool(flags.get("quiet"))
+        self.force, self.resume = bool(flags.get("force")), bool(flags.get("resume"))
+        self.name: str | None = flags.get("name")
+        if self.name is not None and (not self.name or "/" in self.name or self.name.startswith(".")):
+            raise SctoolError(f"--name {self.name!r} is not a folder name", "leave out slashes and leading dots; --out sets the place")
+        self.console = Console(stderr=True, quiet=self.quiet or self.json)
+        self.demo: Demo | None = None
+        self._job = job
+        self._set_threads()
+
+    @property
+    def out(self) -> Path:
+        """Root of ``checkpoints/`` and ``results/``."""
+        return Path(self.config.out)
+
+    def say(self, text: str) -> None:
+        """A plain line for people."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def data_path(self, given: Path | None) -> Path:
+        """The file of the command line, of config.yaml, or the demo; where it is not the first, the command says which.
+
+        The demo brings the columns it has along; a flag or config.yaml wins over them.
+        """
+        if given is not None:
+            return given
+        if self.config.data.path:
+            self.say(f"data: {self.config.data.path} (config.yaml)")
+            return Path(self.config.data.path)
+        self.demo = DEMOS[self._job]
+        current = self.config.data.model_dump()
+        fitting = {key: value for key, value in self.demo.columns.items() if current[key] is None}
+        self.config = self.config.model_copy(update={"data": self.config.data.model_copy(update=fitting)})
+        said = ", ".join(f"--{key.replace('_', '-')} {value}" for key, value in fitting.items())
+        self.say(f"data: the bundled demo {self.demo.file}" + (f" with {said}" if said else ""))
+        return self.demo.path
+
+    def result(self, values: dict[str, Any], tables: Iterable[Table] = (), lines: Iterable[str] = ()) -> None:
+        """Print what came out: JSON, or tables and lines; with ``--quiet`` the lines only."""
+        stdout = Console()
+        if self.json:
+            from sctool.artifacts.atomic import strict
+
+            print(json.dumps(strict(values), indent=2, allow_nan=False))  # noqa: T201
+            return
+        if not self.quiet:
+            for table in tables:
+                stdout.print(table)
+        for line in lines:
+            stdout.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _set_threads(self) -> None:
+        if self.config.threads is None:
+            return
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            os.environ[name] = str(self.config.threads)
+        self._limit_torch = True
+
+    def limit_threads(self) -> None:
+        """Apply ``--threads`` to torch; called once torch is wanted anyway."""
+        if self.config.threads is not None:
+            import torch
+
+            torch.set_num_threads(self.config.threads)
+
+
+def score_table(title: str, columns: list[str], rows: Iterable[list[str]]) -> Table:
+    """A table for people: the first column to the left, figures to the right."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table

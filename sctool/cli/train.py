@@ -1,0 +1,113 @@
+"""``sctool train``: one command per model."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sctool.cli import options as o
+from sctool.cli.session import Session, score_table
+
+app = typer.Typer(no_args_is_help=True, help="Train a model; every torch model takes --ar.")
+_MODEL = "Model"
+
+
+@app.command("scvi")
+def scvi(
+    data: o.Data = None,
+    ar: o.AR = None,
+    atlas: o.Atlas = None,
+    atlas_count: o.AtlasCount = None,
+    total_cells: o.TotalCells = None,
+    batch_key: o.BatchKey = None,
+    label_key: o.LabelKey = None,
+    group_key: o.GroupKey = None,
+    hold_out: o.HoldOut = None,
+    counts_layer: o.CountsLayer = None,
+    n_top_genes: o.TopGenes = None,
+    backed: o.Backed = None,
+    n_latent: Annotated[int | None, typer.Option(help="Latent dimensions.", rich_help_panel=_MODEL)] = None,
+    n_hidden: Annotated[int | None, typer.Option(help="Units of a hidden layer.", rich_help_panel=_MODEL)] = None,
+    n_layers: Annotated[int | None, typer.Option(help="Hidden layers.", rich_help_panel=_MODEL)] = None,
+    likelihood: Annotated[str | None, typer.Option(help="nb or zinb.", rich_help_panel=_MODEL)] = None,
+    dispersion: Annotated[str | None, typer.Option(help="gene or gene-batch.", rich_help_panel=_MODEL)] = None,
+    epochs: o.Epochs = None,
+    batch_size: o.BatchSize = None,
+    lr: o.LearningRate = None,
+    patience: o.Patience = None,
+    precision: o.Precision = None,
+    sampler: o.SamplerName = None,
+    ar_bins: o.ARBins = None,
+    ar_smoothing: o.ARSmoothing = None,
+    ar_warmup: o.ARWarmup = None,
+    ar_refresh: o.ARRefresh = None,
+    ar_density: o.ARDensity = None,
+    ar_embedding: o.AREmbedding = None,
+    name: o.Name = None,
+    out: o.Out = None,
+    seed: o.Seed = None,
+    device: o.Device = None,
+    threads: o.Threads = None,
+    config: o.ConfigFile = None,
+    set_: o.Set = None,
+    resume: o.Resume = False,
+    force: o.Force = False,
+    json_: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Train scVI, a variational autoencoder of raw counts; writes checkpoints/scvi/RUN/."""
+    session = Session(locals(), "scvi")
+    _train(session, "scvi", data)
+
+
+def _train(session: Session, model: str, data: o.Data) -> None:
+    """Train a model of counts; the same for all of them."""
+    path = session.data_path(data)
+    session.limit_threads()
+    from sctool.artifacts.model_folder import RunPlace, open_model
+    from sctool.data.prepare import prepare_counts
+    from sctool.data.read import H5ad
+    from sctool.engine.device import choose_device, describe_device
+    from sctool.engine.progress import TerminalReporter
+    from sctool.engine.run import run_settings, run_training
+    from sctool.models.registry import BUILDERS
+
+    config = session.config
+    session.say(f"device: {describe_device(choose_device(config.device))}")
+    run = session.name or _run_name(session, path.stem)
+    folder = session.out / "checkpoints" / model / run
+    use_embedding = config.ar.embedding if config.train.sampler == "adaptive" else None
+    prepared = prepare_counts(path, config, session.demo, use_embedding)
+    for note in prepared.about["notes"]:
+        session.say(f"note: {note}")
+    place = RunPlace(folder, run_settings(model, config, prepared), resume=session.resume, force=session.force)
+    if place.finished:
+        session.say(f"{folder} is finished already")
+        made = open_model(folder)
+    else:
+        sizes = {part: len(prepared.rows(part)) for part in ("train", "validation", "test")}
+        said = ", ".join(f"{n:,} {part}" for part, n in sizes.items() if n)
+        session.say(
+            f"{said} cells; {len(prepared.columns):,} genes; counts from {prepared.about['counts']}; sampler {config.train.sampler}"
+        )
+        reporter = None if session.quiet or session.json else TerminalReporter(session.console)
+        embedding = H5ad(path).embedding(use_embedding) if use_embedding else None
+        try:
+            made = run_training(
+                model, BUILDERS[model], prepared, config, place, reporter=reporter, resume=session.resume, embedding=embedding
+            )
+        finally:
+            if reporter:
+                reporter.close()
+            place.clear()
+    metrics = made.manifest["metrics"]
+    rows = [[key, f"{value:.4g}" if isinstance(value, float) else str(value)] for key, value in metrics.items() if value is not None]
+    session.result({"model": str(folder), **metrics}, [score_table(run, ["figure", "value"], rows)], [str(folder)])
+
+
+def _run_name(session: Session, stem: str) -> str:
+    config = session.config
+    arm = {"uniform": "standard", "adaptive": "ar", "balanced": "balanced"}[config.train.sampler]
+    atlas = f"-atlas{config.data.atlas_count}" if config.data.atlas_count is not None else ""
+    return f"{stem}{atlas}-{arm}-seed{config.seed}"

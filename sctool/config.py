@@ -1,0 +1,183 @@
+"""Every default a user may want to change, as pydantic models of ``config.yaml``.
+
+A value comes from: the default here < ``config.yaml`` < the command line. An unknown key is an error that names the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sctool.errors import SctoolError
+
+
+class Section(BaseModel):
+    """A frozen block of settings that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(Section):
+    """Which file, which columns, which genes, which cells."""
+
+    path: str | None = None
+    atlas: str | None = None
+    atlas_count: int | None = Field(None, ge=0)
+    total_cells: int | None = Field(None, ge=1)
+    batch_key: str | None = None
+    label_key: str | None = None
+    group_key: str | None = None
+    counts_layer: str | None = None
+    hold_out: str | None = None
+    n_top_genes: int = Field(2000, ge=0)
+    validation: float = Field(0.1, ge=0, lt=1)
+    min_gene_coverage: float = Field(0.5, ge=0, le=1)
+    skip_empty: bool = False
+    backed: bool = False
+    cache_dir: str | None = None
+
+
+class TrainConfig(Section):
+    """The training loop, shared by all torch models."""
+
+    epochs: int | None = Field(None, ge=1)
+    batch_size: int = Field(128, ge=2)
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-6, ge=0)
+    adam_eps: float = Field(0.01, gt=0)
+    grad_clip: float = Field(0.0, ge=0)
+    warmup: float = Field(0.25, ge=0, le=1)
+    patience: int = Field(45, ge=0)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    sampler: Literal["uniform", "adaptive", "balanced"] = "uniform"
+    balance_cap: float = Field(10.0, ge=1)
+    inference_chunk: int = Field(4096, ge=1)
+    checkpoint_seconds: float = Field(20.0, ge=0)
+
+
+class ARConfig(Section):
+    """Adaptive resampling; used when ``train.sampler`` is ``adaptive`` (``--ar``)."""
+
+    bins: int = Field(100, ge=1)
+    smoothing: float = Field(1e-4, ge=0)
+    warmup: int = Field(1, ge=0)
+    refresh: Literal["epoch", "online"] = "epoch"
+    density: Literal["histogram", "knn"] = "histogram"
+    draw: Literal["multinomial", "systematic"] = "multinomial"
+    max_ratio: float | None = Field(None, ge=1)
+    temper: float = Field(1.0, ge=0, le=1)
+    embedding: str | None = None
+
+
+class SCVIConfig(Section):
+    """scVI; the sizes of scvi-tools' defaults."""
+
+    n_latent: int = Field(10, ge=1)
+    n_hidden: int = Field(128, ge=1)
+    n_layers: int = Field(1, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    likelihood: Literal["nb", "zinb"] = "nb"
+    dispersion: Literal["gene", "gene-batch"] = "gene"
+
+
+class EvalConfig(Section):
+    """How embeddings and predictions are scored."""
+
+    neighbors: int = Field(5, ge=1)
+    split_seeds: int = Field(5, ge=1)
+    samples: int = Field(0, ge=0)
+
+
+class Config(Section):
+    """All of ``config.yaml``."""
+
+    seed: int = Field(0, ge=0)
+    device: str = "auto"
+    threads: int | None = Field(None, ge=1)
+    out: str = "."
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    ar: ARConfig = ARConfig()
+    scvi: SCVIConfig = SCVIConfig()
+    eval: EvalConfig = EvalConfig()
+
+
+def load_config(file: Path | None = None, flags: dict[str, Any] | None = None, sets: list[str] | None = None) -> Config:
+    """Merge defaults, a YAML file and the command line.
+
+    Parameters
+    ----------
+    file
+        ``--config``; where it is None, ``config.yaml`` of the current folder is read if it is there.
+    flags
+        Dotted key to value; a value of None means "not given".
+    sets
+        ``section.key=value`` strings of ``--set``; the value is read as YAML.
+
+    Raises
+    ------
+    SctoolError
+        Listing every unknown key (with the nearest valid one) and every bad value at once.
+    """
+    tree = _read_yaml(file)
+    for item in sets or []:
+        key, equals, text = item.partition("=")
+        if not equals or not key:
+            raise SctoolError(f"--set {item!r} is not KEY=VALUE", "write it like --set train.lr=0.0005")
+        try:
+            _put(tree, key.strip(), yaml.safe_load(text))
+        except yaml.YAMLError as error:
+            raise SctoolError(f"--set {item!r}: the value is not YAML", "quote it for the shell") from error
+    for key, value in (flags or {}).items():
+        if value is not None:
+            _put(tree, key, value)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise SctoolError(
+            "; ".join(_explain(problem) for problem in error.errors()),
+            "see config.yaml for the valid keys, or give --set section.key=value",
+        ) from None
+
+
+def _read_yaml(file: Path | None) -> dict[str, Any]:
+    path = file or Path("config.yaml")
+    if not path.exists():
+        if file is None:
+            return {}
+        raise SctoolError(f"{path}: no such file", "give the path of a config.yaml after --config")
+    try:
+        tree = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = " ".join(str(error).split())[:200]
+        raise SctoolError(f"{path} is not valid YAML: {where}", "mend that line") from None
+    if not isinstance(tree, dict):
+        raise SctoolError(f"{path} holds a {type(tree).__name__}, not sections of keys", "start from the config.yaml of the repository")
+    return tree
+
+
+def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise SctoolError(f"--set {dotted}: {parent} is not a section", "see config.yaml for the valid keys")
+    tree[last] = value
+
+
+def _explain(problem: Any) -> str:
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location)
+    if problem["type"] != "extra_forbidden":
+        return f"{key}: {problem['msg'].lower()} (found {problem['input']!r})"
+    section: Any = Config
+    for part in location[:-1]:
+        section = section.model_fields[part].annotation
+    near = difflib.get_close_matches(location[-1], section.model_fields, n=1)
+    if not near:
+        return f"unknown key {key} (valid here: {', '.join(section.model_fields)})"
+    return f"unknown key {key}; did you mean {'.'.join([*location[:-1], near[0]])}?"

@@ -1,0 +1,30 @@
+"""The bundled data: small, real, one file for each job, with the columns each has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_HOMES = (Path(__file__).parents[2] / "data" / "demo", Path(__file__).parents[1] / "_demo")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A bundled file.
+
+    ``columns`` are the settings under ``data`` of config.yaml that fit it; a flag or config.yaml wins over them.
+    """
+
+    file: str
+    columns: dict[str, str] = field(default_factory=dict)
+    atlas: str = ""
+    """COLUMN=VALUE of the cells which stand in for an atlas."""
+
+    @property
+    def path(self) -> Path:
+        """Where it is: in the repository, or inside the installed package."""
+        return next((home / self.file for home in _HOMES if (home / self.file).exists()), _HOMES[0] / self.file)
+
+
+CELLS = Demo("cells.h5ad", {"label_key": "cell_type", "hold_out": "part=test"}, atlas="part=atlas")
+DEMOS = {"scvi": CELLS}

@@ -1,0 +1,194 @@
+"""From a file and a configuration to what a model of counts trains on: genes, codes, and which cells are for what."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from sctool.config import Config
+from sctool.data.cache import cached_csr
+from sctool.data.check import check_counts_file
+from sctool.data.demo import Demo
+from sctool.data.genes import gene_names, match_genes, variable_genes
+from sctool.data.matrix_kind import find_counts
+from sctool.data.read import H5ad
+from sctool.data.splits import select, split_cells, split_groups
+from sctool.data.vocabulary import Vocabulary
+from sctool.errors import SctoolError
+
+HVG_CELLS_BACKED = 20_000
+"""Training cells on which genes are chosen when the matrix stays on disk."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Cells ready for training."""
+
+    counts: Any
+    """CSR of shape (cells, all genes of the file); arrays in memory or memory-mapped."""
+    obs: pd.DataFrame
+    columns: NDArray[np.int64]
+    """Columns of ``counts`` the model uses, in the model's order."""
+    genes: dict[str, list[str]]
+    """Names of those genes by kind; ``name`` is the main one."""
+    vocabularies: dict[str, Vocabulary]
+    codes: dict[str, NDArray[np.int64]]
+    split: NDArray[np.str_]
+    """``train``, ``validation``, ``test`` (never trained on) or ``unused``, shape (cells,)."""
+    about: dict[str, Any]
+    """Where the data came from, for the manifest."""
+
+    def rows(self, part: str) -> NDArray[np.int64]:
+        """Rows of a part."""
+        return np.flatnonzero(self.split == part)
+
+
+def prepare_counts(path: Path, config: Config, demo: Demo | None = None, embedding: str | None = None) -> Prepared:
+    """Read and check a file, choose cells for training, validation and test, and genes on the training cells.
+
+    Parameters
+    ----------
+    path
+        The .h5ad file.
+    config
+        Its ``data`` section and ``seed``.
+    demo
+        The bundled data set, where ``path`` is one; its own part plays the atlas.
+    embedding
+        An obsm key that must be there too (for ``--ar-embedding``).
+    """
+    data, rng = config.data, np.random.default_rng(config.seed)
+    file = H5ad(path)
+    if embedding is not None:
+        file.embedding(embedding)
+    checked = check_counts_file(file, data)
+    source = checked.require().source
+    obs, var = file.obs, file.genes(source)
+    counts = cached_csr(file, source, Path(data.cache_dir) if data.cache_dir else None) if data.backed else file.matrix(source)
+    split = np.full(len(obs), "train", dtype="<U10")
+    if data.hold_out:
+        split[select(obs, data.hold_out)] = "test"
+    if data.skip_empty:
+        split[np.asarray(counts.sum(1)).ravel() == 0] = "unused"
+    about: dict[str, Any] = {"file": str(path), "counts": source, "notes": checked.notes}
+    if data.atlas_count is not None:
+        counts, obs, split, var = _mix_atlas(config, demo, counts, obs, split, var, rng)
+        about["atlas"] = data.atlas or (demo.atlas if demo else "")
+    elif data.total_cells is not None:
+        split = _keep(split, np.flatnonzero(split == "train"), data.total_cells, rng)
+
+    train = np.flatnonzero(split == "train")
+    if data.group_key:
+        _, validation = split_groups(train, obs[data.group_key].astype(str).to_numpy(), data.validation, rng)
+    else:
+        _, validation = split_cells(train, data.validation, rng)
+    split[validation] = "validation"
+    train = np.flatnonzero(split == "train")
+    if len(train) < 2:
+        raise SctoolError(f"{len(train)} cells are left to train on", "hold out or leave out fewer cells")
+
+    vocabularies = {"batch": Vocabulary.of(obs[data.batch_key].iloc[train]) if data.batch_key else Vocabulary(("all",))}
+    batch = obs[data.batch_key] if data.batch_key else pd.Series("all", index=obs.index)
+    codes = {"batch": vocabularies["batch"].codes(batch)}
+    chosen = train if not data.backed else np.sort(rng.permutation(train)[:HVG_CELLS_BACKED])
+    columns = variable_genes(counts[chosen], data.n_top_genes, codes["batch"][chosen] if data.batch_key else None)
+    genes = {kind: [names[column] for column in columns] for kind, names in gene_names(var).items()}
+    about |= {"cells": len(obs), "genes": len(var), "fingerprint": _fingerprint(obs, var, counts)}
+    return Prepared(counts, obs, columns, genes, vocabularies, codes, split, about)
+
+
+def _mix_atlas(
+    config: Config, demo: Demo | None, counts: Any, obs: pd.DataFrame, split: NDArray[np.str_], var: pd.DataFrame, rng: np.random.Generator
+) -> tuple[Any, pd.DataFrame, NDArray[np.str_], pd.DataFrame]:
+    """A base in which ``atlas_count`` cells are replaced by cells of an atlas; the total stays.
+
+    The atlas is a file of its own (its genes are matched to the base's; genes it lacks are dropped from both), or part of the demo.
+    """
+    data, wanted = config.data, config.data.atlas_count
+    assert wanted is not None
+    if data.atlas:
+        if data.backed:
+            raise SctoolError("--backed and --atlas don't go together", "leave --backed out, or merge the files first")
+        file = H5ad(Path(data.atlas))
+        source = find_counts(file, data.counts_layer).source
+        match = match_genes({"name": [str(name) for name in var.index]}, file.genes(source), config.data.min_gene_coverage)
+        shared = np.flatnonzero(match.columns >= 0)
+        other = file.matrix(source)[:, match.columns[shared]]
+        counts, var = sp.vstack([counts[:, shared], other], format="csr"), var.iloc[shared]
+        atlas_obs = file.obs.copy()
+        repeated = atlas_obs.index.isin(obs.index)
+        if repeated.any():
+            raise SctoolError(
+                f"{int(repeated.sum())} cells are in both {data.path or 'the base'} and {data.atlas}, e.g. {atlas_obs.index[repeated][0]}",
+                "take them out of one, or give the cells of each file names of their own",
+            )
+        for key in (data.batch_key, data.group_key):
+            if key and key not in atlas_obs:
+                file.column(key, "of the atlas")
+        base = np.flatnonzero(split == "train")
+        atlas = np.arange(len(obs), len(obs) + len(atlas_obs))
+        split = np.concatenate([split, np.full(len(atlas_obs), "unused", dtype=split.dtype)])
+        obs = pd.concat([obs, atlas_obs])
+    elif demo is not None and demo.atlas:
+        is_atlas = select(obs, demo.atlas)
+        base, atlas = np.flatnonzero((split == "train") & ~is_atlas), np.flatnonzero((split == "train") & is_atlas)
+        split = np.where((split == "train") & is_atlas, "unused", split)
+    else:
+        raise SctoolError(f"--atlas-count {wanted} needs an atlas", "give its file with --atlas ATLAS.h5ad")
+    total = data.total_cells or len(base)
+    if wanted > len(atlas) or wanted > total:
+        limit = f"the atlas has {len(atlas):,} cells" if wanted > len(atlas) else f"there are {total:,} training cells in all"
+        raise SctoolError(f"--atlas-count {wanted}: {limit}", f"give at most {min(len(atlas), total)}")
+    split = _keep(split, base, total - wanted, rng)
+    split[rng.permutation(atlas)[:wanted]] = "train"
+    return counts, obs, split, var
+
+
+def _keep(split: NDArray[np.str_], rows: NDArray[np.int64], n: int, rng: np.random.Generator) -> NDArray[np.str_]:
+    """Leave all but ``n`` of some training cells unused."""
+    if n > len(rows):
+        raise SctoolError(f"--total-cells: {n:,} asked for, {len(rows):,} there", f"give at most {len(rows)}")
+    split = split.copy()
+    split[rng.permutation(rows)[n:]] = "unused"
+    return split
+
+
+def _fingerprint(obs: pd.DataFrame, var: pd.DataFrame, counts: Any) -> str:
+    """A hash of the cell names, the gene names and where the counts of each cell lie."""
+    digest = hashlib.sha256()
+    for names in (obs.index, var.index):
+        digest.update("\n".join(map(str, names)).encode())
+    digest.update(np.asarray(counts.indptr, np.int64).tobytes())
+    digest.update(np.ascontiguousarray(counts.data[:: max(1, counts.nnz // 1_000_000)]).tobytes())
+    return digest.hexdigest()
+
+
+def query_counts(path: Path, config: Config, genes: dict[str, list[str]], vocabularies: dict[str, Vocabulary]) -> tuple[Any, ...]:
+    """Read a query for a trained model: counts, obs, the model's columns in it, and codes; new batches become "unknown".
+
+    Returns
+    -------
+    counts, obs, match, codes
+        Of which ``match`` is a :class:`~sctool.data.genes.GeneMatch`.
+    """
+    data = config.data
+    file = H5ad(path)
+    found = find_counts(file, data.counts_layer)
+    match = match_genes(genes, found.var, data.min_gene_coverage)
+    counts = cached_csr(file, found.source, Path(data.cache_dir) if data.cache_dir else None) if data.backed else file.matrix(found.source)
+    bad = int((~np.isfinite(counts.data)).sum() + (counts.data < 0).sum())
+    if bad:
+        raise SctoolError(f"{path}: {found.source} has {bad} NaN, infinite or negative values", "put raw counts into it")
+    known = vocabularies["batch"]
+    if data.batch_key and data.batch_key in file.obs:
+        codes = known.codes(file.obs[data.batch_key])
+    else:
+        codes = np.full(file.n_cells, 0 if len(known) == 1 else len(known))
+    return counts, file.obs, match, {"batch": codes}

@@ -1,0 +1,80 @@
+"""scVI: a variational autoencoder of counts (Lopez et al. 2018, Nature Methods 15:1053).
+
+    z ~ N(0, I);  rho = softmax(f(z, s));  x_g ~ NB(mean = l rho_g, inverse dispersion theta_g), or ZINB with logits h(z, s)
+
+- ``l`` is the observed total of the cell over the model's genes; ``s`` its batch.
+- The encoder sees log(1 + x) and the batch; its posterior is a diagonal normal.
+- The batch enters as a learned offset in every hidden layer of encoder and decoder; a batch never seen gets the mean offset.
+- ``theta`` is one per gene, or one per gene and batch.
+- Loss: - log p(x | z) + anneal * KL(q(z | x) || N(0, I)), one sample of z.
+
+Sizes, initialisation, BatchNorm and dropout follow scvi-tools; labels never enter.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sctool.config import SCVIConfig
+from sctool.data.minibatch import Minibatch
+from sctool.models.base import Terms
+from sctool.nn.layers import MLP, NormalEncoder
+from sctool.nn.likelihood import nb_log_likelihood, normal_kl, zinb_log_likelihood
+
+
+class SCVI(nn.Module):
+    """The scVI network.
+
+    Parameters
+    ----------
+    config
+        Sizes and likelihood.
+    n_genes
+        Genes of the counts.
+    n_batches
+        Known batches; 1 makes the model blind to the batch.
+    """
+
+    def __init__(self, config: SCVIConfig, n_genes: int, n_batches: int = 1) -> None:
+        super().__init__()
+        self.config = config
+        categories = (n_batches,)
+        self.encoder = NormalEncoder(n_genes, config.n_hidden, config.n_latent, config.n_layers, config.dropout, categories)
+        self.decoder = MLP(config.n_latent, config.n_hidden, config.n_layers, 0.0, categories)
+        self.rate = nn.Linear(config.n_hidden, n_genes)
+        self.zero = nn.Linear(config.n_hidden, n_genes) if config.likelihood == "zinb" else None
+        by_batch = config.dispersion == "gene-batch" and n_batches > 1
+        self.log_theta = nn.Parameter(torch.randn(n_batches, n_genes) if by_batch else torch.randn(n_genes))
+
+    def posterior(self, batch: Minibatch) -> tuple[Tensor, Tensor]:
+        """Mean and variance of ``q(z | x)``, shapes (cells, latent)."""
+        return self.encoder(batch.dense(batch.value_e.log1p()), batch.codes["batch"])
+
+    def log_likelihood(self, z_nl: Tensor, batch: Minibatch) -> Tensor:
+        """``log p(x | z)`` summed over genes, shape (cells,)."""
+        h_nh = self.decoder(z_nl, batch.codes["batch"])
+        log_theta = self.log_theta
+        if log_theta.ndim == 2:
+            log_theta = torch.cat([log_theta, log_theta.mean(0, keepdim=True)])[batch.codes["batch"]]
+        if self.zero is None:
+            return nb_log_likelihood(self.rate(h_nh), log_theta, batch)
+        return zinb_log_likelihood(self.rate(h_nh), log_theta, self.zero(h_nh), batch)
+
+    def loss(self, batch: Minibatch, anneal: float = 1.0) -> Terms:
+        """Negative evidence lower bound, in nats per cell."""
+        mean_nl, variance_nl = self.posterior(batch)
+        mean_nl = mean_nl.float()
+        z_nl = mean_nl + variance_nl.sqrt() * torch.randn_like(variance_nl)
+        reconstruction = -self.log_likelihood(z_nl, batch).mean()
+        kl = normal_kl(mean_nl, variance_nl).mean()
+        parts = {"reconstruction": reconstruction.detach(), "kl": kl.detach()}
+        return Terms(reconstruction + anneal * kl, parts, mean_nl.detach())
+
+    def embed(self, batch: Minibatch) -> Tensor:
+        """Posterior means of shape (cells, latent)."""
+        return self.posterior(batch)[0]
+
+    def proportions(self, z_nl: Tensor, codes: dict[str, Tensor]) -> Tensor:
+        """Expected share of each gene in a cell's counts, shape (cells, genes), rows sum to 1."""
+        return self.rate(self.decoder(z_nl, codes["batch"])).float().softmax(1)

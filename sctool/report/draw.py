@@ -1,0 +1,101 @@
+"""Which figures the tables of a run allow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sctool.errors import SctoolError
+from sctool.report import figures
+
+FORMATS = ("png", "svg", "pdf")
+
+
+def draw_runs(runs: list[Path], formats: list[str], say: Callable[[str], None] = lambda text: None) -> list[Path]:
+    """Draw each run into its ``plots`` folder, and several runs of training together into the last one's.
+
+    Parameters
+    ----------
+    runs
+        Folders of ``checkpoints/`` or ``results/``.
+    formats
+        Endings.
+    say
+        Told what takes long.
+
+    Returns
+    -------
+    Paths of the pictures, without repeats.
+
+    Raises
+    ------
+    SctoolError
+        If a folder has nothing to draw.
+    """
+    wrong = [ending for ending in formats if ending not in FORMATS]
+    if wrong:
+        raise SctoolError(f"unknown format {wrong[0]!r}", f"give one of {', '.join(FORMATS)}")
+    for run in runs:
+        if not run.is_dir():
+            raise SctoolError(f"{run}: no such folder", "give a run under results/ or checkpoints/")
+    made: list[Path] = []
+    for run in runs:
+        drawn = _draw_one(run, formats, say)
+        if not drawn:
+            raise SctoolError(f"{run} has no table to draw", "give a run folder, e.g. results/classification/RUN")
+        made += drawn
+    histories = {run.name: pd.read_csv(run / "history.csv") for run in runs if (run / "history.csv").exists()}
+    if len(histories) > 1:
+        made += figures.training_curves(runs[-1] / "plots" / "training-side-by-side", formats, histories)
+    return made
+
+
+def _draw_one(run: Path, formats: list[str], say: Callable[[str], None]) -> list[Path]:
+    plots = run / "plots"
+    made: list[Path] = []
+    if (run / "history.csv").exists():
+        history = pd.read_csv(run / "history.csv")
+        made += figures.training_curves(plots / "training", formats, {run.name: history})
+        if "weights_ess" in history:
+            made += figures.weight_curves(plots / "weights", formats, history)
+    if (run / "latent.npy").exists():
+        made += figures.latent_maps(plots / "umap", formats, _umap(run, say))
+    metrics = json.loads((run / "metrics.json").read_text()) if (run / "metrics.json").exists() else {}
+    if metrics.get("task") in ("classification", "reconstruction") and (run / "scores.csv").exists():
+        scores: Any = pd.read_csv(run / "scores.csv")
+        columns = ["accuracy", "macro_f1"] if metrics["task"] == "classification" else ["correlation", "r2"]
+        made += figures.arm_bars(plots / "scores", formats, scores, columns)
+    if (run / "per_type.csv").exists():
+        per_type = pd.read_csv(run / "per_type.csv")
+        value = "recall" if "recall" in per_type else "correlation"
+        made += figures.per_type_bars(plots / "per-type", formats, per_type, value)
+    return made
+
+
+def _umap(run: Path, say: Callable[[str], None]) -> pd.DataFrame:
+    """The table of cells with UMAP coordinates; computed once and kept as ``umap.csv``."""
+    kept = run / "umap.csv"
+    if kept.exists():
+        return pd.read_csv(kept, dtype={"cell": str})
+    import warnings
+
+    import numpy as np
+
+    from sctool.artifacts.atomic import atomic_file
+
+    say("computing a UMAP of the latent space; it is kept in umap.csv")
+    cells = pd.read_csv(run / "cells.csv", dtype={"cell": str})
+    z_nl = np.load(run / "latent.npy")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from umap import UMAP
+
+        xy = UMAP(n_neighbors=min(15, len(z_nl) - 1), random_state=0, n_jobs=1).fit_transform(z_nl)
+    cells["umap_1"], cells["umap_2"] = xy[:, 0], xy[:, 1]
+    with atomic_file(kept) as partial:
+        cells.to_csv(partial, index=False)
+    return cells
