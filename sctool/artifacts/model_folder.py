@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -107,50 +108,60 @@ def open_model(path: Path, model: str | None = None) -> ModelFolder:
 
 
 class RunPlace:
-    """Where a run of training is written: the final folder, and the state kept until then.
+    """Where a run of training is written: the final folder, and ``RUN.part`` with the state until then.
 
     Parameters
     ----------
     folder
         ``OUT/checkpoints/MODEL/RUN``.
-    settings
-        All that the result depends on; a state made with other settings is not resumed.
     resume, force
         The flags of the command.
+
+    Raises
+    ------
+    SctoolError
+        If a finished or unfinished run of that name is there and neither flag was given.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any], *, resume: bool, force: bool) -> None:
+    def __init__(self, folder: Path, *, resume: bool, force: bool) -> None:
         self.folder = folder
         self.part = folder.with_name(folder.name + ".part")
         self.state = self.part / "state.safetensors"
+        self.resume = resume
         self.finished = (folder / "manifest.json").exists() and not force
-        if self.finished and resume:
-            return
-        if self.finished:
+        if self.finished and not resume:
             raise SctoolError(f"{folder} is there already", "give another --name, --force to replace it, or --resume to keep it")
-        note = self.part / "settings.json"
-        settings = strict(settings)
-        if note.exists() and not force:
-            if not resume and self.state.exists():
-                raise SctoolError(f"{self.part} holds an unfinished run", "give --resume to go on with it, or --force to start over")
-            old = json.loads(note.read_text())
-            changed = [key for key in settings if old.get(key) != settings[key]]
-            if resume and self.state.exists() and changed:
-                shown = f"{changed[0]} was {_short(old.get(changed[0]))} and is {_short(settings[changed[0]])}"
-                raise SctoolError(f"{self.part} was started with other settings: {shown}", "give the same ones, or --force to start over")
-        if not resume:
-            self.state.unlink(missing_ok=True)
+        if self.state.exists() and not resume and not force:
+            raise SctoolError(f"{self.part} holds an unfinished run", "give --resume to go on with it, or --force to start over")
+
+    def open(self, settings: dict[str, Any]) -> None:
+        """Make room for the state.
+
+        Parameters
+        ----------
+        settings
+            All that the result depends on; a state made with other settings is not resumed.
+        """
+        note, settings = self.part / "settings.json", strict(settings)
         with disk_errors(self.part):
+            if self.resume and self.state.exists() and note.exists():
+                old = json.loads(note.read_text())
+                changed = [key for key in settings if old.get(key) != settings[key]]
+                if changed:
+                    shown = f"{changed[0]} was {_short(old.get(changed[0]))} and is {_short(settings[changed[0]])}"
+                    raise SctoolError(
+                        f"{self.part} was started with other settings: {shown}", "give the same ones, or --force to start over"
+                    )
             self.part.mkdir(parents=True, exist_ok=True)
+            if not self.resume:
+                self.state.unlink(missing_ok=True)
         write_json(note, settings)
 
-    def clear(self) -> None:
-        """Forget the state of a run that is finished, or that failed before any was kept."""
-        if self.folder.exists() or not self.state.exists():
-            for name in ("state.safetensors", "settings.json"):
-                (self.part / name).unlink(missing_ok=True)
-            if self.part.exists() and not any(self.part.iterdir()):
-                self.part.rmdir()
+    def close(self) -> None:
+        """Forget the state of a run that is finished, or that ended before any was kept."""
+        if not self.folder.exists() and self.state.exists():
+            return
+        shutil.rmtree(self.part, ignore_errors=True)
 
 
 def _short(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from sctool.artifacts.model_folder import ModelFolder, open_model
 from sctool.config import Config
 from sctool.data.read import H5ad
+from sctool.data.splits import select
 from sctool.engine.query import Query, open_query
 from sctool.errors import SctoolError
 from sctool.models.registry import load_model
@@ -52,27 +54,34 @@ def open_entries(paths: list[Path], data: Path, config: Config) -> list[ModelEnt
     return [ModelEntry(folder, open_query(folder, load_model(folder), data, config)) for folder in folders]
 
 
-def unseen_rows(file: H5ad, folders: list[ModelFolder], include_trained: bool) -> tuple[NDArray[np.int64], int]:
-    """Rows of cells that none of the models was trained or stopped on, and how many were left out.
+def rows_to_score(
+    file: H5ad, entries: list[ModelEntry], config: Config, include_trained: bool, say: Callable[[str], None]
+) -> NDArray[np.int64]:
+    """Rows of cells that no model was trained or stopped on; of these, the held-out ones where ``data.hold_out`` names them.
 
     Raises
     ------
     SctoolError
         If fewer than 20 are left.
     """
-    seen: set[str] = set()
-    for folder in folders:
-        cells = folder.table("cells")
-        seen |= set(cells["cell"][cells["split"].isin(["train", "validation"])])
-    unseen = np.array([name not in seen for name in file.obs.index])
+    wanted = select(file.obs, config.data.hold_out) if config.data.hold_out else np.ones(file.n_cells, bool)
     if include_trained:
-        return np.arange(file.n_cells), 0
-    if unseen.sum() < FEWEST_CELLS:
+        return np.flatnonzero(wanted)
+    seen: set[str] = set()
+    for entry in entries:
+        cells = entry.folder.table("cells")
+        seen |= set(cells["cell"][cells["split"].isin(["train", "validation"])])
+    trained = np.array([name in seen for name in file.obs.index])
+    rows = np.flatnonzero(wanted & ~trained)
+    if len(rows) < FEWEST_CELLS:
         raise SctoolError(
-            f"{int((~unseen).sum())} of {file.n_cells} cells of {file.path.name} were used in training; {int(unseen.sum())} are left",
+            f"{int(trained.sum())} of {file.n_cells} cells of {file.path.name} were used in training; {len(rows)} are left to score",
             "give a file of other cells, or train with --hold-out COLUMN=VALUE, or accept it with --include-trained",
         )
-    return np.flatnonzero(unseen), int((~unseen).sum())
+    left_out = int((wanted & trained).sum())
+    why = f" that meet {config.data.hold_out}" if config.data.hold_out else ""
+    say(f"{len(rows):,} cells to score{why}" + (f"; {left_out:,} left out because a model was trained on them" if left_out else ""))
+    return rows
 
 
 def load_embedding(spec: str, file: H5ad) -> tuple[str, NDArray[np.float32]]:

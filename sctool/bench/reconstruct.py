@@ -1,8 +1,9 @@
-"""Reconstruction: how close is the decoded profile of a cell to the observed one, beside profiles that need no model?"""
+"""Reconstruction: how close the decoded profile of a cell is to the observed one, beside profiles that need no model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
+from sctool.bench.entries import open_entries, rows_to_score
+from sctool.bench.evaluation import Evaluation, with_training_cells
+from sctool.config import Config
+from sctool.data.read import H5ad
 from sctool.metrics.reconstruction import cell_correlation, cell_r2, log1p_cp10k
 
 
@@ -61,3 +66,52 @@ def reconstruction_baselines(counts_ng: NDArray[np.float32], rows: NDArray[np.in
             r_n = cell_correlation(log_ng[test], predicted_ng)
             parts.append(pd.DataFrame({"row": rows[test], "name": name, "correlation": r_n, "r2": np.square(r_n)}))
     return pd.concat(parts, ignore_index=True)
+
+
+def evaluate_reconstruction(
+    path: Path, models: list[Path], config: Config, *, include_trained: bool = False, say: Callable[[str], None] = lambda text: None
+) -> Evaluation:
+    """Score how models decode the cells of a file that none of them has seen.
+
+    Parameters
+    ----------
+    path
+        The file.
+    models
+        Model folders.
+    config
+        ``eval.samples`` draws from the posterior are averaged; with ``data.label_key`` there are scores per type.
+    include_trained
+        Score cells the models were trained on too.
+    say
+        Told which cells are scored.
+    """
+    file, key = H5ad(path), config.data.label_key
+    labels = file.column(key, "--label-key").astype(object).fillna("unlabelled").astype(str) if key else None
+    entries = open_entries(models, path, config)
+    rows = rows_to_score(file, entries, config, include_trained, say)
+    parts = []
+    for entry in entries:
+        made = reconstruction_table(entry.query.observed, entry.query.proportions(rows, config.eval.samples, config.seed))
+        parts.append(made.assign(name=entry.name, arm=entry.arm, seed=entry.seed))
+    components = entries[0].query.embed(rows[:1]).shape[1]
+    baselines = reconstruction_baselines(entries[0].query.observed(rows), rows, components)
+    parts.append(baselines.assign(arm="baseline", seed=-1))
+    cells = pd.concat(parts, ignore_index=True)
+    undefined = int(cells.loc[cells["name"] == entries[0].name, "correlation"].isna().sum())
+    row_n = cells.pop("row").to_numpy()
+    cells.insert(0, "cell", file.obs.index[row_n])
+    tables = {"predictions": cells}
+    if key and labels is not None:
+        cells.insert(1, "label", labels.to_numpy()[row_n])
+        by_type = cells.groupby(["name", "arm", "seed", "label"], sort=False)
+        per_type = by_type.agg(cells=("cell", "size"), correlation=("correlation", "mean"), r2=("r2", "mean")).reset_index()
+        tables["per_type"] = with_training_cells(per_type, entries, key)
+    scores = cells.groupby(["name", "arm", "seed"], sort=False)[["correlation", "r2"]].mean().reset_index()
+    about = {
+        "cells": len(rows),
+        "samples": config.eval.samples,
+        "undefined": undefined,
+        "undefined_because": "a profile that does not vary over genes has no correlation",
+    }
+    return Evaluation("reconstruction", scores, ("correlation", "r2"), about, tables)

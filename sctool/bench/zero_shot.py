@@ -1,4 +1,4 @@
-"""Zero-shot classification: does the latent space of a trained model separate types it was never told of?
+"""Zero-shot classification: how well the latent space of a trained model separates types it was never told of.
 
 Half of the cells are the reference of a k-nearest-neighbour vote, the other half is predicted; repeated over split seeds
 (spec of the AR study; there one split, here several, with the posterior mean).
@@ -6,7 +6,10 @@ Half of the cells are the reference of a k-nearest-neighbour vote, the other hal
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,11 +18,17 @@ from sklearn.decomposition import PCA
 from sklearn.model_selection import train_test_split
 from sklearn.neighbors import KNeighborsClassifier
 
-from sctool.bench.paired import Paired, paired_difference
-from sctool.metrics.classification import SCORES, classification_scores, per_class_scores
+from sctool.bench.entries import FEWEST_CELLS, load_embedding, open_entries, rows_to_score
+from sctool.bench.evaluation import Evaluation, with_training_cells
+from sctool.config import Config
+from sctool.data.genes import variable_genes
+from sctool.data.matrix_kind import find_counts
+from sctool.data.read import H5ad
+from sctool.errors import SctoolError
+from sctool.metrics.classification import classification_scores, per_class_scores
 from sctool.metrics.reconstruction import log1p_cp10k
 
-BASELINES = ("majority", "pca", "log expression")
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -47,8 +56,8 @@ class ZeroShot:
 def zero_shot(
     contestants: list[Contestant],
     counts_ng: NDArray[np.float32],
-    labels: NDArray[np.str_],
-    cells: NDArray[np.str_],
+    labels: NDArray[Any],
+    cells: NDArray[Any],
     *,
     splits: int = 5,
     neighbors: int = 5,
@@ -91,28 +100,61 @@ def zero_shot(
 
 
 def _vote(
-    z_nl: NDArray[np.float32], labels: NDArray[np.str_], reference: NDArray[np.int64], query: NDArray[np.int64], neighbors: int
-) -> NDArray[np.str_]:
+    z_nl: NDArray[np.float32], labels: NDArray[Any], reference: NDArray[np.int64], query: NDArray[np.int64], neighbors: int
+) -> NDArray[Any]:
     knn = KNeighborsClassifier(min(neighbors, len(reference))).fit(z_nl[reference], labels[reference])
     return knn.predict(z_nl[query])
 
 
-def paired_arms(scores: pd.DataFrame, values: tuple[str, ...] = SCORES) -> dict[str, dict[str, Paired]]:
-    """Each other arm against ``standard``, paired over training seeds, by score; empty where no seed has both.
+def evaluate_classification(
+    path: Path, models: list[Path], embeddings: list[str], config: Config, *, include_trained: bool = False, say: Say = lambda text: None
+) -> Evaluation:
+    """Score models and embeddings of other tools on the labelled cells of a file that no model has seen.
 
     Parameters
     ----------
-    scores
-        With columns ``arm, seed`` and the values; rows of one arm and seed are averaged first.
+    path
+        The file.
+    models, embeddings
+        Model folders; ``obsm:KEY``, .npy or .csv.
+    config
+        Of which ``data.label_key`` must be set.
+    include_trained
+        Score cells the models were trained on too.
+    say
+        Told which cells are scored.
     """
-    table = scores[scores["arm"] != "baseline"].groupby(["arm", "seed"])[list(values)].mean()
-    arms = [arm for arm in table.index.unique("arm") if arm != "standard"]
-    if "standard" not in table.index.unique("arm"):
-        return {}
-    out = {}
-    for arm in arms:
-        shared = table.loc[arm].index.intersection(table.loc["standard"].index)
-        if len(shared):
-            pair = table.loc[arm].loc[shared], table.loc["standard"].loc[shared]
-            out[arm] = {value: paired_difference(pair[0][value], pair[1][value]) for value in values}
-    return out
+    file, key = H5ad(path), config.data.label_key
+    if key is None:
+        raise SctoolError(
+            "--label-key is missing", f"give the obs column of cell types; there are: {', '.join(map(str, file.obs.columns))}"
+        )
+    labels = file.column(key, "--label-key").astype(object)
+    entries = open_entries(models, path, config)
+    rows = rows_to_score(file, entries, config, include_trained, say)
+    rows = rows[labels.iloc[rows].notna().to_numpy()]
+    if len(rows) < FEWEST_CELLS:
+        raise SctoolError(f"only {len(rows)} cells to score have a label in obs[{key!r}]", "give another --label-key")
+    contestants = [Contestant(entry.name, entry.arm, entry.seed, entry.query.embed(rows)) for entry in entries]
+    for spec in embeddings:
+        name, z_nl = load_embedding(spec, file)
+        contestants.append(Contestant(name, name, 0, z_nl[rows]))
+    if entries:
+        counts_ng = entries[0].query.observed(rows)
+    else:
+        counts = file.matrix(find_counts(file, config.data.counts_layer).source)[rows]
+        counts_ng = counts[:, variable_genes(counts, config.data.n_top_genes)].toarray()
+    truth = labels.iloc[rows].astype(str).to_numpy()
+    scored = zero_shot(
+        contestants,
+        counts_ng,
+        truth,
+        file.obs.index[rows].to_numpy(),
+        splits=config.eval.split_seeds,
+        neighbors=config.eval.neighbors,
+        components=contestants[0].z_nl.shape[1],
+    )
+    about = {"cells": len(rows), "types": len(set(truth)), "neighbors": config.eval.neighbors, "splits": config.eval.split_seeds}
+    tables = {"per_type": with_training_cells(scored.per_type, entries, key), "predictions": scored.predictions}
+    columns = ("macro_f1", "accuracy", "macro_precision", "macro_recall", "micro_f1")
+    return Evaluation("classification", scored.scores, columns, about, tables)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +12,7 @@ from sctool.cli import options as o
 from sctool.cli.session import Session, score_table
 
 
-class Job(str, Enum):
+class Job(StrEnum):
     """Models a file can be checked for."""
 
     scvi = "scvi"

@@ -27,6 +27,7 @@ LabelKey = Annotated[str | None, typer.Option(help="obs column of cell types. sc
 GroupKey = Annotated[str | None, typer.Option(help="obs column of donors; validation takes whole donors.", rich_help_panel=_DATA)]
 CountsLayer = Annotated[str | None, typer.Option(help="Layer of raw counts (or X, raw/X). Default: found.", rich_help_panel=_DATA)]
 HoldOut = Annotated[str | None, typer.Option(metavar="COLUMN=VALUE", help="Cells never trained on.", rich_help_panel=_DATA)]
+ScoreOnly = Annotated[str | None, typer.Option("--hold-out", metavar="COLUMN=VALUE", help="Score these cells only.", rich_help_panel=_DATA)]
 TopGenes = Annotated[int | None, typer.Option("--n-top-genes", help="Variable genes; 0 takes all.", rich_help_panel=_DATA)]
 Backed = Annotated[bool | None, typer.Option("--backed", help="Keep counts on disk, memory-mapped.", rich_help_panel=_DATA)]
 Atlas = Annotated[str | None, typer.Option(help="An .h5ad of other cells to mix in.", rich_help_panel=_DATA)]

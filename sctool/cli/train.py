@@ -67,40 +67,25 @@ def _train(session: Session, model: str, data: o.Data) -> None:
     session.limit_threads()
     from sctool.artifacts.model_folder import RunPlace, open_model
     from sctool.data.prepare import prepare_counts
-    from sctool.data.read import H5ad
     from sctool.engine.device import choose_device, describe_device
     from sctool.engine.progress import TerminalReporter
-    from sctool.engine.run import run_settings, run_training
+    from sctool.engine.run import run_training
     from sctool.models.registry import BUILDERS
 
     config = session.config
-    session.say(f"device: {describe_device(choose_device(config.device))}")
     run = session.name or _run_name(session, path.stem)
     folder = session.out / "checkpoints" / model / run
-    use_embedding = config.ar.embedding if config.train.sampler == "adaptive" else None
-    prepared = prepare_counts(path, config, session.demo, use_embedding)
-    for note in prepared.about["notes"]:
-        session.say(f"note: {note}")
-    place = RunPlace(folder, run_settings(model, config, prepared), resume=session.resume, force=session.force)
+    place = RunPlace(folder, resume=session.resume, force=session.force)
     if place.finished:
         session.say(f"{folder} is finished already")
         made = open_model(folder)
     else:
-        sizes = {part: len(prepared.rows(part)) for part in ("train", "validation", "test")}
-        said = ", ".join(f"{n:,} {part}" for part, n in sizes.items() if n)
-        session.say(
-            f"{said} cells; {len(prepared.columns):,} genes; counts from {prepared.about['counts']}; sampler {config.train.sampler}"
-        )
+        session.say(f"device: {describe_device(choose_device(config.device))}")
+        prepared = prepare_counts(path, config, session.demo)
+        for line in prepared.notes:
+            session.say(line)
         reporter = None if session.quiet or session.json else TerminalReporter(session.console)
-        embedding = H5ad(path).embedding(use_embedding) if use_embedding else None
-        try:
-            made = run_training(
-                model, BUILDERS[model], prepared, config, place, reporter=reporter, resume=session.resume, embedding=embedding
-            )
-        finally:
-            if reporter:
-                reporter.close()
-            place.clear()
+        made = run_training(model, BUILDERS[model], prepared, config, place, reporter=reporter)
     metrics = made.manifest["metrics"]
     rows = [[key, f"{value:.4g}" if isinstance(value, float) else str(value)] for key, value in metrics.items() if value is not None]
     session.result({"model": str(folder), **metrics}, [score_table(run, ["figure", "value"], rows)], [str(folder)])

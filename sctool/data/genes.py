@@ -73,9 +73,9 @@ def match_genes(stored: dict[str, list[str]], var: pd.DataFrame, floor: float = 
         If coverage is below ``floor``, with what each side's names look like.
     """
     best = GeneMatch(np.full(len(stored["name"]), -1), "name")
-    for theirs, query in gene_names(var).items():
+    for theirs, names in gene_names(var).items():
         at: dict[str, int] = {}
-        for index, name in enumerate(query):
+        for index, name in enumerate(names):
             at.setdefault(_bare(name), index)
         for ours, model in stored.items():
             columns = np.array([at.get(_bare(name), -1) for name in model], dtype=np.int64)
@@ -85,10 +85,10 @@ def match_genes(stored: dict[str, list[str]], var: pd.DataFrame, floor: float = 
         if best.coverage == 1.0:
             break
     if best.coverage < floor or not (best.columns >= 0).any():
-        ours, query = stored["name"], [str(name) for name in var.index]
+        known, asked = stored["name"], [str(name) for name in var.index]
         raise SctoolError(
-            f"only {int((best.columns >= 0).sum()):,} of {len(ours):,} genes of the model are in the query ({best.coverage:.0%}; "
-            f"at least {floor:.0%} needed): the model has {id_type(ours)} like {ours[0]}, the query {id_type(query)} like {query[0]}",
+            f"only {int((best.columns >= 0).sum()):,} of {len(known):,} genes of the model are in the query ({best.coverage:.0%}; "
+            f"at least {floor:.0%} needed): the model has {id_type(known)} like {known[0]}, the query {id_type(asked)} like {asked[0]}",
             "add a var column with the other kind of names, or accept it with --set data.min_gene_coverage=0.1",
         )
     return best
@@ -121,7 +121,7 @@ def variable_genes(
     cells = ad.AnnData(counts)
     by_batch = batches is not None and np.bincount(batches).min() >= smallest_batch and len(np.unique(batches)) > 1
     if by_batch:
-        cells.obs["batch"] = pd.Categorical(batches)
+        cells.obs["batch"] = pd.Series(batches, index=cells.obs_names, dtype="category")
     for span in (0.3, 0.5, 1.0):  # the loess fit is singular on small or sparse sets
         try:
             with warnings.catch_warnings():

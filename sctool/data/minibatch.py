@@ -17,22 +17,19 @@ class Minibatch(NamedTuple):
     row_e: Tensor
     col_e: Tensor
     value_e: Tensor
+    flat_e: Tensor
+    """Position of each entry in the flattened (cells x genes) matrix."""
     n_cells: int
     n_genes: int
     library_n1: Tensor
     codes: Mapping[str, Tensor]
     """Covariates as integer codes of shape (cells,) from the stored vocabulary."""
 
-    @property
-    def flat_e(self) -> Tensor:
-        """Position of each entry in the flattened (cells x genes) matrix."""
-        return self.row_e * self.n_genes + self.col_e
-
     def dense(self, value_e: Tensor | None = None) -> Tensor:
         """Matrix of shape (cells, genes) holding ``value_e`` (default: the counts) at the entries and 0 elsewhere."""
         value_e = self.value_e if value_e is None else value_e
         x_ng = value_e.new_zeros(self.n_cells, self.n_genes)
-        x_ng.view(-1)[self.flat_e] = value_e
+        x_ng.view(-1).scatter_(0, self.flat_e, value_e)
         return x_ng
 
 
@@ -46,7 +43,7 @@ class CellStore:
     codes
         Integer codes of shape (cells,) by covariate.
     names
-        Cell names, for messages.
+        Cell names by row (a sequence or a pandas index), for messages.
     genes
         Columns to keep, in this order, applied at every fetch; -1 gives a gene of zeros. None keeps all.
     device
@@ -57,7 +54,7 @@ class CellStore:
         self,
         counts: Any,
         codes: Mapping[str, NDArray[np.int64]],
-        names: Sequence[str],
+        names: Any,
         genes: NDArray[np.int64] | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -91,14 +88,16 @@ class CellStore:
         length_n = self._indptr[index_n + 1] - start_n
         offset_n = length_n.cumsum(0) - length_n
         row_e = torch.repeat_interleave(length_n)
-        at_e = torch.arange(len(row_e), device=home) + (start_n - offset_n)[row_e]
-        col_e, value_e = self._indices[at_e].long(), self._data[at_e].float()
+        at_e = (start_n - offset_n).index_select(0, row_e).add_(torch.arange(len(row_e), device=home))
+        col_e, value_e = self._indices.index_select(0, at_e).long(), self._data.index_select(0, at_e).float()
         if self._column is not None:
-            col_e = self._column[col_e]
-            keep = col_e >= 0
-            row_e, col_e, value_e = row_e[keep], col_e[keep], value_e[keep]
-        library_n1 = value_e.new_zeros(len(index_n)).index_add_(0, row_e, value_e).unsqueeze(1)
-        batch = Minibatch(row_e, col_e, value_e, len(index_n), self.n_genes, library_n1, {k: c[index_n] for k, c in self._codes.items()})
+            col_e = self._column.index_select(0, col_e)
+            keep = (col_e >= 0).nonzero().squeeze(1)
+            row_e, col_e, value_e = (array.index_select(0, keep) for array in (row_e, col_e, value_e))
+        n = len(index_n)
+        library_n1 = value_e.new_zeros(n).scatter_add_(0, row_e, value_e).unsqueeze(1)
+        codes = {key: code_n[index_n] for key, code_n in self._codes.items()}
+        batch = Minibatch(row_e, col_e, value_e, row_e * self.n_genes + col_e, n, self.n_genes, library_n1, codes)
         return batch if home == self.device else _move(batch, self.device)
 
 
@@ -120,5 +119,5 @@ def _fits(arrays: Sequence[Tensor], device: torch.device) -> bool:
 
 
 def _move(batch: Minibatch, device: torch.device) -> Minibatch:
-    moved = {name: value.to(device) for name, value in batch._asdict().items() if isinstance(value, Tensor)}
+    moved: dict[str, Any] = {name: value.to(device) for name, value in batch._asdict().items() if isinstance(value, Tensor)}
     return batch._replace(**moved, codes={key: code_n.to(device) for key, code_n in batch.codes.items()})

@@ -40,17 +40,29 @@ class Prepared:
     """Names of those genes by kind; ``name`` is the main one."""
     vocabularies: dict[str, Vocabulary]
     codes: dict[str, NDArray[np.int64]]
-    split: NDArray[np.str_]
+    split: NDArray[Any]
     """``train``, ``validation``, ``test`` (never trained on) or ``unused``, shape (cells,)."""
     about: dict[str, Any]
     """Where the data came from, for the manifest."""
+    embedding: NDArray[np.float32] | None = None
+    """Given latent codes of the cells, where ``ar.embedding`` names them; shape (cells, dimensions)."""
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines for people."""
+        sizes = {part: len(self.rows(part)) for part in ("train", "validation", "test")}
+        said = ", ".join(f"{n:,} {part}" for part, n in sizes.items() if n)
+        return [
+            *(f"note: {note}" for note in self.about["notes"]),
+            f"{said} cells; {len(self.columns):,} genes; counts from {self.about['counts']}",
+        ]
 
     def rows(self, part: str) -> NDArray[np.int64]:
         """Rows of a part."""
         return np.flatnonzero(self.split == part)
 
 
-def prepare_counts(path: Path, config: Config, demo: Demo | None = None, embedding: str | None = None) -> Prepared:
+def prepare_counts(path: Path, config: Config, demo: Demo | None = None) -> Prepared:
     """Read and check a file, choose cells for training, validation and test, and genes on the training cells.
 
     Parameters
@@ -61,13 +73,10 @@ def prepare_counts(path: Path, config: Config, demo: Demo | None = None, embeddi
         Its ``data`` section and ``seed``.
     demo
         The bundled data set, where ``path`` is one; its own part plays the atlas.
-    embedding
-        An obsm key that must be there too (for ``--ar-embedding``).
     """
     data, rng = config.data, np.random.default_rng(config.seed)
     file = H5ad(path)
-    if embedding is not None:
-        file.embedding(embedding)
+    embedding = file.embedding(config.ar.embedding) if config.ar.embedding and config.train.sampler == "adaptive" else None
     checked = check_counts_file(file, data)
     source = checked.require().source
     obs, var = file.obs, file.genes(source)
@@ -79,6 +88,8 @@ def prepare_counts(path: Path, config: Config, demo: Demo | None = None, embeddi
         split[np.asarray(counts.sum(1)).ravel() == 0] = "unused"
     about: dict[str, Any] = {"file": str(path), "counts": source, "notes": checked.notes}
     if data.atlas_count is not None:
+        if data.atlas and embedding is not None:
+            raise SctoolError("--ar-embedding and --atlas don't go together", "merge the files first, or leave one out")
         counts, obs, split, var = _mix_atlas(config, demo, counts, obs, split, var, rng)
         about["atlas"] = data.atlas or (demo.atlas if demo else "")
     elif data.total_cells is not None:
@@ -101,12 +112,12 @@ def prepare_counts(path: Path, config: Config, demo: Demo | None = None, embeddi
     columns = variable_genes(counts[chosen], data.n_top_genes, codes["batch"][chosen] if data.batch_key else None)
     genes = {kind: [names[column] for column in columns] for kind, names in gene_names(var).items()}
     about |= {"cells": len(obs), "genes": len(var), "fingerprint": _fingerprint(obs, var, counts)}
-    return Prepared(counts, obs, columns, genes, vocabularies, codes, split, about)
+    return Prepared(counts, obs, columns, genes, vocabularies, codes, split, about, embedding)
 
 
 def _mix_atlas(
-    config: Config, demo: Demo | None, counts: Any, obs: pd.DataFrame, split: NDArray[np.str_], var: pd.DataFrame, rng: np.random.Generator
-) -> tuple[Any, pd.DataFrame, NDArray[np.str_], pd.DataFrame]:
+    config: Config, demo: Demo | None, counts: Any, obs: pd.DataFrame, split: NDArray[Any], var: pd.DataFrame, rng: np.random.Generator
+) -> tuple[Any, pd.DataFrame, NDArray[Any], pd.DataFrame]:
     """A base in which ``atlas_count`` cells are replaced by cells of an atlas; the total stays.
 
     The atlas is a file of its own (its genes are matched to the base's; genes it lacks are dropped from both), or part of the demo.
@@ -151,7 +162,7 @@ def _mix_atlas(
     return counts, obs, split, var
 
 
-def _keep(split: NDArray[np.str_], rows: NDArray[np.int64], n: int, rng: np.random.Generator) -> NDArray[np.str_]:
+def _keep(split: NDArray[Any], rows: NDArray[np.int64], n: int, rng: np.random.Generator) -> NDArray[Any]:
     """Leave all but ``n`` of some training cells unused."""
     if n > len(rows):
         raise SctoolError(f"--total-cells: {n:,} asked for, {len(rows):,} there", f"give at most {len(rows)}")

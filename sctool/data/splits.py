@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -18,7 +20,7 @@ def split_cells(rows: Rows, fraction: float, rng: np.random.Generator) -> tuple[
     return np.sort(order[n:]), np.sort(order[:n])
 
 
-def split_groups(rows: Rows, groups: NDArray[np.str_], fraction: float, rng: np.random.Generator) -> tuple[Rows, Rows]:
+def split_groups(rows: Rows, groups: NDArray[Any], fraction: float, rng: np.random.Generator) -> tuple[Rows, Rows]:
     """Whole groups: groups in random order go to the second part until it has ``fraction`` of the cells; each side keeps one at least.
 
     Parameters

@@ -71,9 +71,3 @@ class TerminalReporter:
             self._bar = None
         seconds = time.monotonic() - self._began
         self.console.print(f"{message} ({seconds:.0f} s, {self._cells / max(seconds, 1e-9):,.0f} cells/s)", highlight=False)
-
-    def close(self) -> None:
-        """Take the bar away, however training ended."""
-        if self._bar:
-            self._bar.stop()
-            self._bar = None

@@ -65,10 +65,10 @@ class Query:
             mean_nl, variance_nl = self.module.posterior(batch)
             if samples == 0:
                 return self.module.proportions(mean_nl, batch.codes).cpu().numpy()
-            total = 0.0
+            total = torch.zeros(())
             for _ in range(samples):
                 noise = torch.randn(mean_nl.shape, generator=generator).to(mean_nl.device)
-                total = total + self.module.proportions(mean_nl + variance_nl.sqrt() * noise, batch.codes)
+                total = total.to(mean_nl.device) + self.module.proportions(mean_nl + variance_nl.sqrt() * noise, batch.codes)
             return (total / samples).cpu().numpy()
 
         yield from in_chunks(decode, rows, self.chunk)

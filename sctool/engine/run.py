@@ -14,9 +14,10 @@ from sctool.artifacts.model_folder import ModelFolder, RunPlace, save_model
 from sctool.config import Config
 from sctool.data.minibatch import CellStore
 from sctool.data.prepare import Prepared
+from sctool.data.samplers import Sampler
 from sctool.engine.device import choose_device, own_randomness
 from sctool.engine.samplers import make_sampler
-from sctool.engine.trainer import Reporter, Trainer
+from sctool.engine.trainer import Fit, Reporter, Trainer
 
 
 def default_epochs(n_cells: int) -> int:
@@ -38,8 +39,6 @@ def run_training(
     place: RunPlace,
     *,
     reporter: Reporter | None = None,
-    resume: bool = False,
-    embedding: NDArray[np.float32] | None = None,
 ) -> ModelFolder:
     """Train a model and write its folder.
 
@@ -50,11 +49,7 @@ def run_training(
     prepared
         The cells.
     place
-        Where it is written.
-    resume
-        Go on from the state in ``place``.
-    embedding
-        Given latent codes of all cells for ``ar.embedding``.
+        Where it is written, and whether an interrupted run is resumed.
     """
     device = choose_device(config.device)
     sizes = {"n_genes": len(prepared.columns), "n_batches": len(prepared.vocabularies["batch"])}
@@ -67,7 +62,7 @@ def run_training(
     counts = prepared.counts if on_disk else prepared.counts[:, prepared.columns]
     store = CellStore(counts, prepared.codes, prepared.obs.index, prepared.columns if on_disk else None, device)
     labels = prepared.obs[config.data.label_key].astype(object).fillna("").astype(str).to_numpy() if config.data.label_key else None
-    sampler = make_sampler(train_rows, config.train, config.ar, labels=labels, embedding=embedding)
+    sampler = make_sampler(train_rows, config.train, config.ar, labels=labels, embedding=prepared.embedding)
     with own_randomness(device):
         torch.manual_seed(config.seed)
         module = build(config, sizes).to(device)
@@ -81,7 +76,27 @@ def run_training(
         reporter=reporter,
         state_path=place.state,
     )
-    fit = trainer.fit(resume=resume)
+    place.open(run_settings(name, config, prepared))
+    try:
+        fit = trainer.fit(resume=place.resume)
+        return _save(name, module, sampler, fit, sizes, prepared, config, place, device)
+    finally:
+        place.close()
+
+
+def _save(
+    name: str,
+    module: Any,
+    sampler: Sampler,
+    fit: Fit,
+    sizes: dict[str, int],
+    prepared: Prepared,
+    config: Config,
+    place: RunPlace,
+    device: torch.device,
+) -> ModelFolder:
+    """Write the model folder."""
+    train_rows, validation_rows = prepared.rows("train"), prepared.rows("validation")
     cells = pd.DataFrame({"cell": prepared.obs.index.astype(str), "split": prepared.split})
     for key in dict.fromkeys((config.data.label_key, config.data.batch_key)):
         if key:
@@ -89,7 +104,7 @@ def run_training(
     if "weights" in sampler.state:
         cells.loc[train_rows, "weight"] = sampler.state["weights"] * len(train_rows)
     best = fit.history[fit.best_epoch - 1]
-    folder = save_model(
+    return save_model(
         place.folder,
         name,
         module.state_dict(),
@@ -106,5 +121,3 @@ def run_training(
         },
         {"history": pd.DataFrame(fit.history), "cells": cells},
     )
-    place.clear()
-    return folder

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from sctool.config import ARConfig, TrainConfig
-from sctool.data.resampling import knn_weights, resampling_weights, temper
+from sctool.data.resampling import cluster_weights, knn_weights, resampling_weights, temper
 from sctool.data.samplers import AdaptiveResampler, Sampler, UniformSampler, WeightedSampler, balanced_weights
 from sctool.errors import SctoolError
 
@@ -16,7 +18,7 @@ def make_sampler(
     train: TrainConfig,
     ar: ARConfig,
     *,
-    labels: NDArray[np.str_] | None = None,
+    labels: NDArray[Any] | None = None,
     embedding: NDArray[np.float32] | None = None,
 ) -> Sampler:
     """The sampler of ``train.sampler``.
@@ -38,7 +40,10 @@ def make_sampler(
         return WeightedSampler(train_rows, balanced_weights(labels[train_rows], train.balance_cap), ar.draw)
 
     def weigh(z_nl: NDArray[np.float32]) -> NDArray[np.float64]:
-        w_n = resampling_weights(z_nl, ar.bins, ar.smoothing) if ar.density == "histogram" else knn_weights(z_nl)
+        if ar.density == "histogram":
+            w_n = resampling_weights(z_nl, ar.bins, ar.smoothing)
+        else:
+            w_n = cluster_weights(z_nl) if ar.density == "cluster" else knn_weights(z_nl)
         return temper(w_n, ar.temper, ar.max_ratio) if ar.temper != 1.0 or ar.max_ratio else w_n
 
     if embedding is not None:

@@ -57,7 +57,7 @@ class Reporter(Protocol):
         """An epoch is done; its row of the history."""
 
     def stop(self, message: str) -> None:
-        """Training is over, and why."""
+        """Training is over, or broken off, and why."""
 
 
 @dataclass
@@ -150,20 +150,23 @@ class Trainer:
             if self.reporter:
                 self.reporter.start(self.epochs, self._epoch)
             saved = time.monotonic()
-            while not self.fit_so_far.reason:
-                for _ in self._steps():
-                    due = time.monotonic() - saved > self.config.checkpoint_seconds
-                    if (due or self._stop_signal) and self.state_path is not None:
-                        self._save()
-                        saved = time.monotonic()
-                    if self._stop_signal:
-                        raise Interrupted("interrupted" + (f"; state saved in {self.state_path}" if self.state_path else ""), "")
-                self._end_epoch()
+            try:
+                while not self.fit_so_far.reason:
+                    for _ in self._steps():
+                        due = time.monotonic() - saved > self.config.checkpoint_seconds
+                        if (due or self._stop_signal) and self.state_path is not None:
+                            self._save()
+                            saved = time.monotonic()
+                        if self._stop_signal:
+                            where = f"; the state is in {self.state_path.parent}" if self.state_path else ""
+                            raise Interrupted(f"interrupted in epoch {self._epoch + 1}{where}", "give --resume to go on" if where else "")
+                    self._end_epoch()
+            finally:
+                if self.reporter:
+                    self.reporter.stop(self.fit_so_far.reason or "not finished")
             if self._best:
                 self.model.load_state_dict(self._best)
             self.model.eval()
-            if self.reporter:
-                self.reporter.stop(self.fit_so_far.reason)
         return self.fit_so_far
 
     def _anneal(self) -> float:

@@ -54,7 +54,7 @@ class SCVI(nn.Module):
     def log_likelihood(self, z_nl: Tensor, batch: Minibatch) -> Tensor:
         """``log p(x | z)`` summed over genes, shape (cells,)."""
         h_nh = self.decoder(z_nl, batch.codes["batch"])
-        log_theta = self.log_theta
+        log_theta: Tensor = self.log_theta
         if log_theta.ndim == 2:
             log_theta = torch.cat([log_theta, log_theta.mean(0, keepdim=True)])[batch.codes["batch"]]
         if self.zero is None:

@@ -36,26 +36,30 @@ def nb_log_likelihood(logits_ng: Tensor, log_theta: Tensor, batch: Minibatch) ->
     log_likelihood_n
         Natural log, shape (cells,).
     """
-    return _NegativeBinomial.apply(logits_ng.float(), log_theta.float(), batch)  # type: ignore[no-any-return]
+    return _NegativeBinomial.apply(logits_ng.float(), log_theta.float(), batch)
 
 
 class _NegativeBinomial(torch.autograd.Function):
-    """The softmax, the likelihood and both gradients in closed form: few passes over (cells x genes)."""
+    """The softmax, the likelihood and both gradients in closed form: few passes over (cells x genes), block by block in cache."""
 
     @staticmethod
     def forward(ctx: Any, logits_ng: Tensor, log_theta: Tensor, batch: Minibatch) -> Tensor:
         """Sum over genes of log NB."""
         theta = log_theta.exp()
-        log_m_ng = logits_ng - (logits_ng.logsumexp(1, keepdim=True) - _log_library(batch))
-        u_ng = (log_m_ng - log_theta).exp_()
-        log1p_u_ng = u_ng.log1p()
-        total_n = -(log1p_u_ng @ theta if theta.ndim == 1 else (theta * log1p_u_ng).sum(1))
-        flat_e, x_e = batch.flat_e, batch.value_e
-        log_theta_e, theta_e = _at(log_theta, batch), _at(theta, batch)
-        positive_e = x_e * (log_m_ng.view(-1)[flat_e] - log_theta_e - log1p_u_ng.view(-1)[flat_e])
-        positive_e += _log_gamma_ratio(x_e, theta_e, log_theta_e)
-        total_n.index_add_(0, batch.row_e, positive_e)
-        ctx.save_for_backward(theta, u_ng, log1p_u_ng)
+        shift_n1 = logits_ng.logsumexp(1, keepdim=True).sub_(_log_library(batch))
+        u_ng, log1p_u_ng = torch.empty_like(logits_ng), torch.empty_like(logits_ng)
+        total_n = logits_ng.new_empty(len(logits_ng))
+        for block in _blocks(logits_ng):
+            u, log1p_u = u_ng[block], log1p_u_ng[block]
+            torch.sub(logits_ng[block], shift_n1[block], out=u).sub_(_rows(log_theta, block)).exp_()
+            torch.log1p(u, out=log1p_u)
+            total_n[block] = -(log1p_u @ theta if theta.ndim == 1 else (theta[block] * log1p_u).sum(1))
+        x_e = batch.value_e
+        log_u_e = _pick(logits_ng, batch) - shift_n1.squeeze(1).index_select(0, batch.row_e) - _at(log_theta, batch)
+        more = (x_e != 1).nonzero().squeeze(1)
+        positive_e = x_e * (log_u_e - _pick(log1p_u_ng, batch)) + _log_gamma_ratio(x_e, log_theta, theta, batch, more)
+        total_n.scatter_add_(0, batch.row_e, positive_e)
+        ctx.save_for_backward(theta, u_ng, log1p_u_ng, more)
         ctx.batch = batch
         return total_n
 
@@ -63,25 +67,34 @@ class _NegativeBinomial(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_n: Tensor) -> tuple[Tensor, Tensor, None]:
         """Gradients with respect to the logits and the log inverse dispersion."""
-        theta, u_ng, log1p_u_ng = ctx.saved_tensors
+        theta, u_ng, log1p_u_ng, more = ctx.saved_tensors
         batch: Minibatch = ctx.batch
-        flat_e, x_e, theta_e = batch.flat_e, batch.value_e, _at(theta, batch)
-        q_ng = u_ng / (1 + u_ng)  # m / (m + t)
-        q_e = q_ng.view(-1)[flat_e]
+        x_e, theta_e = batch.value_e, _at(theta, batch)
+        u_e = _pick(u_ng, batch)
+        rest_e = x_e / (1 + u_e)  # x t / (m + t)
+        rest_n = torch.zeros_like(grad_n).scatter_add_(0, batch.row_e, rest_e)
+        library_n = batch.library_n1.squeeze(1).clamp_min(1)
 
-        # d/d log m: -t q, and x (1 - q) where there are counts; then through the softmax, m = library * p.
-        by_log_m_ng = q_ng * -theta
-        by_log_m_ng.view(-1).index_add_(0, flat_e, x_e * (1 - q_e))
-        row_n1 = by_log_m_ng.sum(1, keepdim=True) / batch.library_n1.clamp_min(1)
-        grad_logits_ng = torch.addcmul(by_log_m_ng, u_ng * theta, row_n1, value=-1).mul_(grad_n.unsqueeze(1))
+        # By log m it is -t q + rest with q = m / (m + t); through the softmax, with m = library * p, less p times the sum of it.
+        q_ng, grad_logits_ng = torch.empty_like(u_ng), torch.empty_like(u_ng)
+        grad_n1 = grad_n.unsqueeze(1)
+        for block in _blocks(u_ng):
+            u, q, grad, theta_g = u_ng[block], q_ng[block], grad_logits_ng[block], _rows(theta, block)
+            torch.add(u, 1, out=q)
+            torch.div(u, q, out=q)
+            sum_n = rest_n[block] - (q @ theta if theta.ndim == 1 else (q * theta_g).sum(1))
+            torch.mul(u, (sum_n / library_n[block]).unsqueeze(1), out=grad)
+            grad.add_(q).mul_(-theta_g).mul_(grad_n1[block])
+        grad_e = grad_n.index_select(0, batch.row_e)
+        grad_logits_ng.view(-1).scatter_add_(0, batch.flat_e, rest_e * grad_e)
 
-        grad_e = grad_n[batch.row_e] * (_digamma_difference(x_e, theta_e) - x_e * (1 - q_e) / theta_e)
+        grad_e *= _digamma_difference(x_e, theta, batch, more) - rest_e / theta_e
         if theta.ndim == 1:
             grad_theta = grad_n @ q_ng - grad_n @ log1p_u_ng
-            grad_theta.index_add_(0, batch.col_e, grad_e)
+            grad_theta.scatter_add_(0, batch.col_e, grad_e)
         else:
-            grad_theta = (q_ng - log1p_u_ng) * grad_n.unsqueeze(1)
-            grad_theta.view(-1).index_add_(0, flat_e, grad_e)
+            grad_theta = (q_ng - log1p_u_ng) * grad_n1
+            grad_theta.view(-1).scatter_add_(0, batch.flat_e, grad_e)
         return grad_logits_ng, grad_theta * theta, None
 
 
@@ -96,10 +109,10 @@ def zinb_log_likelihood(logits_ng: Tensor, log_theta: Tensor, zero_logits_ng: Te
     log1p_u_ng = (log_m_ng - log_theta).exp().log1p()
     nb_zero_ng = -theta * log1p_u_ng
     zero_ng = F.softplus(nb_zero_ng - pi_ng) - F.softplus(-pi_ng)
-    flat_e, x_e = batch.flat_e, batch.value_e
-    pi_e, nb_zero_e = pi_ng.view(-1)[flat_e], nb_zero_ng.view(-1)[flat_e]
+    x_e = batch.value_e
+    pi_e, nb_zero_e = _pick(pi_ng, batch), _pick(nb_zero_ng, batch)
     log_theta_e, theta_e = _at(log_theta, batch), _at(theta, batch)
-    positive_e = nb_zero_e + x_e * (log_m_ng.view(-1)[flat_e] - log_theta_e - log1p_u_ng.view(-1)[flat_e])
+    positive_e = nb_zero_e + x_e * (_pick(log_m_ng, batch) - log_theta_e - _pick(log1p_u_ng, batch))
     positive_e = positive_e + torch.lgamma(x_e + theta_e) - torch.lgamma(theta_e) - torch.lgamma(x_e + 1)
     return zero_ng.sum(1).index_add(0, batch.row_e, positive_e - pi_e - F.softplus(nb_zero_e - pi_e))
 
@@ -113,23 +126,34 @@ def _log_library(batch: Minibatch) -> Tensor:
     return batch.library_n1.clamp_min(1).log()  # a cell with no counts has no information about its depth
 
 
+def _blocks(x_ng: Tensor) -> list[slice]:
+    """Rows in blocks of about 1 MB, which stay in the cache of a CPU from one pass to the next."""
+    rows = len(x_ng) if x_ng.is_cuda else max(1, 2**18 // x_ng.shape[1])
+    return [slice(start, start + rows) for start in range(0, len(x_ng), rows)]
+
+
+def _rows(parameter: Tensor, block: slice) -> Tensor:
+    return parameter if parameter.ndim == 1 else parameter[block]
+
+
+def _pick(x_ng: Tensor, batch: Minibatch) -> Tensor:
+    """Values of a dense matrix at the entries; ``index_select`` is two to three times as fast as indexing."""
+    return x_ng.reshape(-1).index_select(0, batch.flat_e)
+
+
 def _at(parameter: Tensor, batch: Minibatch) -> Tensor:
-    return parameter[batch.col_e] if parameter.ndim == 1 else parameter.reshape(-1)[batch.flat_e]
+    return parameter.index_select(0, batch.col_e) if parameter.ndim == 1 else _pick(parameter, batch)
 
 
-def _log_gamma_ratio(x_e: Tensor, theta_e: Tensor, log_theta_e: Tensor) -> Tensor:
-    """``lgamma(x + t) - lgamma(t) - lgamma(x + 1)``, which is ``log t`` for the many counts of one."""
-    out_e = log_theta_e.clone()
-    more = (x_e != 1).nonzero().squeeze(1)
-    x, theta = x_e[more], theta_e[more]
-    out_e[more] = torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1)
-    return out_e
+def _log_gamma_ratio(x_e: Tensor, log_theta: Tensor, theta: Tensor, batch: Minibatch, more: Tensor) -> Tensor:
+    """``lgamma(x + t) - lgamma(t) - lgamma(x + 1)``, which is ``log t`` but for the entries ``more``, whose count is not one."""
+    x, at = x_e.index_select(0, more), (batch.col_e if theta.ndim == 1 else batch.flat_e).index_select(0, more)
+    theta_e, lgamma_e = theta.reshape(-1).index_select(0, at), theta.lgamma().reshape(-1).index_select(0, at)
+    return _at(log_theta, batch).index_copy_(0, more, torch.lgamma(x + theta_e) - lgamma_e - torch.lgamma(x + 1))
 
 
-def _digamma_difference(x_e: Tensor, theta_e: Tensor) -> Tensor:
-    """``digamma(x + t) - digamma(t)``, which is ``1 / t`` for the many counts of one."""
-    out_e = theta_e.reciprocal()
-    more = (x_e != 1).nonzero().squeeze(1)
-    x, theta = x_e[more], theta_e[more]
-    out_e[more] = torch.digamma(x + theta) - torch.digamma(theta)
-    return out_e
+def _digamma_difference(x_e: Tensor, theta: Tensor, batch: Minibatch, more: Tensor) -> Tensor:
+    """``digamma(x + t) - digamma(t)``, which is ``1 / t`` but for the entries ``more``."""
+    x, at = x_e.index_select(0, more), (batch.col_e if theta.ndim == 1 else batch.flat_e).index_select(0, more)
+    theta_e, digamma_e = theta.reshape(-1).index_select(0, at), theta.digamma().reshape(-1).index_select(0, at)
+    return _at(theta, batch).reciprocal_().index_copy_(0, more, torch.digamma(x + theta_e) - digamma_e)

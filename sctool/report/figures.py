@@ -22,9 +22,9 @@ def training_curves(path: Path, formats: list[str], histories: dict[str, pd.Data
             colour = PALETTE[index % len(PALETTE)]
             axis.plot(history["epoch"], history["train_loss"], color=colour, alpha=0.35, lw=1, label=None if index else "training")
             if "validation_loss" in history:
-                best = history["validation_loss"].idxmin()
+                best = int(history["validation_loss"].to_numpy().argmin())
                 axis.plot(history["epoch"], history["validation_loss"], color=colour, lw=1.3, label=f"{name}, validation")
-                axis.plot(history["epoch"][best], history["validation_loss"][best], "o", color=colour, ms=4)
+                axis.plot(history["epoch"].iloc[best], history["validation_loss"].iloc[best], "o", color=colour, ms=4)
         # The first epochs are far above the rest and would flatten it.
         values = np.concatenate([h["train_loss"].to_numpy()[min(3, len(h) - 1) :] for h in histories.values()])
         lows = [h[column].min() for h in histories.values() for column in ("train_loss", "validation_loss") if column in h]
@@ -49,13 +49,17 @@ def weight_curves(path: Path, formats: list[str], history: pd.DataFrame) -> list
 
 def latent_maps(path: Path, formats: list[str], cells: pd.DataFrame) -> list[Path]:
     """UMAP of the latent space by each column of the table: categories, and the resampling weight."""
-    columns = [c for c in cells.columns if c not in ("cell", "umap_1", "umap_2")]
-    kinds = [c for c in columns if c == "weight" or cells[c].astype(str).nunique() <= len(PALETTE)][:6]
+    kinds = [c for c in cells.columns if c not in ("cell", "umap_1", "umap_2")]
+    kinds = [c for c in kinds if c == "weight" or cells[c].astype(str).nunique() <= len(PALETTE)][:6]
     if not kinds:
         kinds = [""]
     size = float(np.clip(12_000 / len(cells), 0.5, 12))
-    with figure(path, formats, 5.0 * len(kinds), 3.6, columns=len(kinds)) as (fig, axes):
-        for axis, column in zip(axes[0], kinds, strict=True):
+    columns = min(2, len(kinds))
+    rows = -(-len(kinds) // columns)
+    with figure(path, formats, 5.6 * columns, 3.6 * rows, columns=columns, rows=rows) as (fig, axes):
+        for axis in axes.flat[len(kinds) :]:
+            axis.axis("off")
+        for axis, column in zip(axes.flat, kinds, strict=False):
             axis.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2", title=column or "cells")
             if column == "weight":
                 seen = cells.dropna(subset=["weight"]).sort_values("weight")
@@ -125,5 +129,5 @@ def per_type_bars(path: Path, formats: list[str], per_type: pd.DataFrame, value:
         words = "training cells" if frequency == "training_cells" else "cells"
         axis.set_yticks(range(len(size)), [f"{label} ({n:.0f})" for label, n in size.items()])
         axis.set(xlim=(0, 1), xlabel=value, title=f"{value.capitalize()} by type ({words} in brackets)")
-        axis.legend(loc="lower right")
+        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return _saved(path, formats)

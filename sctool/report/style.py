@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 from sctool.artifacts.atomic import atomic_file
 
 ARM_COLOURS = {"standard": "#4d4d4d", "ar": "#b5651d", "balanced": "#3b7ea1", "baseline": "#bdbdbd"}
-PALETTE = [*plt.get_cmap("tab20").colors[::2], *plt.get_cmap("tab20").colors[1::2]]  # type: ignore[attr-defined]
+PALETTE = [*plt.get_cmap("tab20").colors[::2], *plt.get_cmap("tab20").colors[1::2]]
 _RC = {
     "font.size": 9,
     "axes.titlesize": 10,

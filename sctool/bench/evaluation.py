@@ -1,0 +1,86 @@
+"""What an evaluation gives: figures, tables, and the sentence that says who won."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sctool.artifacts.atomic import write_json
+from sctool.artifacts.result_folder import result_folder
+from sctool.bench.entries import ModelEntry
+from sctool.bench.paired import Paired, paired_difference
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of scoring several contestants on the same cells."""
+
+    task: str
+    scores: pd.DataFrame
+    """One row per contestant or baseline (and split): ``name, arm, seed``, and a column per score."""
+    columns: tuple[str, ...]
+    """The scores shown; the first decides."""
+    about: dict[str, Any]
+    """Further figures for ``metrics.json``."""
+    tables: dict[str, pd.DataFrame]
+    """Further tables, by file name."""
+
+    @property
+    def summary(self) -> pd.DataFrame:
+        """Mean scores of each contestant and baseline."""
+        return self.scores.groupby(["name", "arm"], sort=False)[list(self.columns)].mean().reset_index()
+
+    @property
+    def paired(self) -> dict[str, dict[str, Paired]]:
+        """Each other arm against ``standard``, by arm and score, paired over training seeds; empty where no seed has both."""
+        runs = self.scores[self.scores["arm"] != "baseline"].groupby(["arm", "seed"])[list(self.columns)].mean()
+        arms = list(runs.index.unique("arm"))
+        if "standard" not in arms:
+            return {}
+        out = {}
+        for arm in arms:
+            shared = runs.loc[arm].index.intersection(runs.loc["standard"].index)
+            if arm != "standard" and len(shared):
+                pair = runs.loc[arm].loc[shared], runs.loc["standard"].loc[shared]
+                out[arm] = {score: paired_difference(pair[0][score], pair[1][score]) for score in self.columns}
+        return out
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What ``metrics.json`` holds."""
+        by_name = self.scores.groupby("name", sort=False)[list(self.columns)]
+        scores = {name: {c: {"mean": part[c].mean(), "sd": part[c].std()} for c in self.columns} for name, part in by_name}
+        paired = {arm: {score: vars(value) for score, value in values.items()} for arm, values in self.paired.items()}
+        return {"task": self.task, **self.about, "scores": scores, "paired_with_standard": paired}
+
+    def verdict(self) -> list[str]:
+        """Lines: paired differences, and which contestants are behind a baseline."""
+        main, table = self.columns[0], self.summary
+        lines = [f"{arm} - standard, {main}: {values[main]}" for arm, values in self.paired.items()]
+        best = table[table["arm"] == "baseline"].nlargest(1, main).iloc[0]
+        behind = [row["name"] for _, row in table.iterrows() if row["arm"] != "baseline" and row[main] < best[main]]
+        if behind:
+            lines.append(f"behind the baseline {best['name']!r} in {main} ({best[main]:.3f}): {', '.join(behind)}")
+        return lines
+
+    def write(self, folder: Path, *, force: bool) -> None:
+        """Write the result folder atomically."""
+        with result_folder(folder, force=force) as partial:
+            write_json(partial / "metrics.json", self.metrics)
+            for name, table in {"scores": self.scores, **self.tables}.items():
+                table.to_csv(partial / f"{name}.csv", index=False)
+
+
+def with_training_cells(per_type: pd.DataFrame, entries: list[ModelEntry], key: str) -> pd.DataFrame:
+    """Add how many cells of each type each model was trained on, where it was trained with that label column."""
+    known: dict[tuple[str, str], int] = {}
+    for entry in entries:
+        cells = entry.folder.table("cells")
+        if key in cells:
+            counts = cells.loc[cells["split"] == "train", key].astype(str).value_counts()
+            known |= {(entry.name, label): int(counts.get(label, 0)) for label in set(cells[key].astype(str))}
+    pairs = zip(per_type["name"], per_type["label"], strict=True)
+    return per_type.assign(training_cells=pd.array([known.get(pair) for pair in pairs], dtype="Int64"))
