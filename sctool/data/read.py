@@ -157,11 +157,10 @@ def near(name: str, names: list[str]) -> str:
 
 
 def as_csr(matrix: Any) -> sp.csr_matrix:
-    """Any matrix as CSR float32, sorted, without stored zeros."""
+    """A matrix just read, as CSR float32, sorted, without stored zeros; its arrays may be reused."""
     csr = sp.csr_matrix(matrix)
-    if csr is matrix:
-        csr = csr.copy()
-    csr = csr.astype(np.float32, copy=False)
+    # Files may hold int64 ends beside int32 indices, which SciPy's routines refuse; the constructor makes them agree.
+    csr = sp.csr_matrix((csr.data.astype(np.float32, copy=False), csr.indices, csr.indptr), shape=csr.shape)
     csr.sum_duplicates()
     csr.eliminate_zeros()
     return csr
@@ -201,7 +200,10 @@ def _table(element: Any) -> pd.DataFrame:
     table = read_elem(element)
     if not isinstance(table, pd.DataFrame):  # written by anndata before 0.7
         raise ValueError("written by a version of anndata before 0.7; open and save it with a newer one")
-    table.index = table.index.astype(str)
+    table.index = pd.Index(table.index.astype(str).to_numpy(object))
+    for key in table.columns:
+        if isinstance(table[key].dtype, pd.StringDtype):  # written by anndata 0.13; older ones refuse to write it again
+            table[key] = table[key].astype(object).where(table[key].notna(), np.nan)
     return table
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 
 from sctool.artifacts.model_folder import ModelFolder, RunPlace, save_model
 from sctool.config import Config
