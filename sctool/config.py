@@ -54,7 +54,7 @@ class TrainConfig(Section):
     patience: int = Field(45, ge=0)
     precision: Literal["fp32", "bf16"] = "fp32"
     sampler: Literal["uniform", "adaptive", "balanced"] = "uniform"
-    balance_cap: float = Field(10.0, ge=1)
+    balance_cap: float = Field(3.0, ge=1)
     inference_chunk: int = Field(4096, ge=1)
     checkpoint_seconds: float = Field(20.0, ge=0)
 

@@ -17,7 +17,7 @@ from sctool.data.read import H5ad
 from sctool.data.splits import select
 from sctool.engine.query import Query, open_query
 from sctool.errors import SctoolError
-from sctool.models.registry import load_model
+from sctool.models.registry import BUILDERS
 
 ARMS = {"uniform": "standard", "adaptive": "ar", "balanced": "balanced"}
 FEWEST_CELLS = 20
@@ -51,7 +51,12 @@ def open_entries(paths: list[Path], data: Path, config: Config) -> list[ModelEnt
     folders = [open_model(path) for path in paths]
     if len({folder.name for folder in folders}) < len(folders):
         folders = [ModelFolder(path, folder.manifest) for path, folder in zip(paths, folders, strict=True)]
-    return [ModelEntry(folder, open_query(folder, load_model(folder), data, config)) for folder in folders]
+    for folder in folders:
+        if folder.manifest["model"] not in BUILDERS:
+            raise SctoolError(
+                f"{folder.path} holds an unknown model {folder.manifest['model']!r}", f"this version knows {', '.join(BUILDERS)}"
+            )
+    return [ModelEntry(folder, open_query(folder, BUILDERS[folder.manifest["model"]], data, config)) for folder in folders]
 
 
 def rows_to_score(

@@ -38,11 +38,11 @@ def scvi(
     check_free(results, force=session.force)
     path = session.data_path(data)
     session.limit_threads()
+    from sctool.engine.predict import write_predictions
     from sctool.engine.query import open_query
-    from sctool.models.predict_counts import write_predictions
-    from sctool.models.registry import load_model
+    from sctool.models.registry import BUILDERS
 
-    query = open_query(folder, load_model(folder), path, session.config)
+    query = open_query(folder, BUILDERS["scvi"], path, session.config)
     session.say(str(query.match))
     if query.batches_known < 1:
         session.say(

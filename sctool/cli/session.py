@@ -92,7 +92,6 @@ class Session:
             return
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ[name] = str(self.config.threads)
-        self._limit_torch = True
 
     def limit_threads(self) -> None:
         """Apply ``--threads`` to torch; called once torch is wanted anyway."""

@@ -6,7 +6,7 @@ All draw from one NumPy generator handed down by the trainer, and keep what they
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ class Sampler(Protocol):
 
     state: dict[str, NDArray[np.floating]]
     """Arrays which, with the generator, determine every later draw; saved and restored by the trainer."""
+    watches: bool
+    """Whether ``seen`` wants to be told; on an accelerator that costs a transfer at each step."""
 
     def rows(self, epoch: int, rng: np.random.Generator, embed: Embed) -> Rows:
         """Cells of the next epoch, in order; as many as there are training cells."""
@@ -36,6 +38,8 @@ class Sampler(Protocol):
 
 class UniformSampler:
     """Every training cell once, in a new order each epoch."""
+
+    watches = False
 
     def __init__(self, train_rows: Rows) -> None:
         self.train_rows = train_rows
@@ -118,6 +122,7 @@ class AdaptiveResampler(WeightedSampler):
         self.weigh = weigh
         self.warmup = warmup
         self.refresh = refresh
+        self.watches = refresh == "online"
         self._position = np.full(int(train_rows.max()) + 1, -1)
         self._position[train_rows] = np.arange(len(train_rows))
 
@@ -136,14 +141,12 @@ class AdaptiveResampler(WeightedSampler):
 
     def seen(self, rows: Rows, z_nl: NDArray[np.float32]) -> None:
         """Keep the newest latent code of each cell visited."""
-        if self.refresh != "online":
-            return
         if "latent" not in self.state:
             self.state["latent"] = np.zeros((len(self.train_rows), z_nl.shape[1]), np.float32)
         self.state["latent"][self._position[rows]] = z_nl
 
 
-def balanced_weights(labels: NDArray[np.str_], cap: float = 10.0) -> NDArray[np.float64]:
+def balanced_weights(labels: NDArray[Any], cap: float = 3.0) -> NDArray[np.float64]:
     """Equal mass for each label, but no cell above ``cap`` times uniform; unlabelled cells ("") keep weight 1 / n.
 
     Parameters

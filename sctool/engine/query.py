@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from sctool.data.prepare import query_counts
 from sctool.data.vocabulary import Vocabulary
 from sctool.engine.device import choose_device, in_chunks
 from sctool.engine.trainer import embed
+from sctool.errors import SctoolError
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,23 @@ class Query:
         yield from in_chunks(decode, rows, self.chunk)
 
 
-def open_query(folder: ModelFolder, module: Any, path: Path, config: Config) -> Query:
+def load_module(folder: ModelFolder, build: Callable[[Config, dict[str, int]], Any]) -> Any:
+    """The trained network of a model folder, in evaluation mode on the CPU."""
+    module = build(Config.model_validate(folder.manifest["config"]), folder.manifest["sizes"])
+    try:
+        module.load_state_dict(folder.weights())
+    except RuntimeError as error:
+        raise SctoolError(f"{folder.path}: the weights do not fit the manifest ({str(error).splitlines()[0]})", "train again") from None
+    return module.eval()
+
+
+def open_query(folder: ModelFolder, build: Callable[[Config, dict[str, int]], Any], path: Path, config: Config) -> Query:
     """Match a file to a trained model.
 
     Parameters
     ----------
-    folder, module
-        The model and its network.
+    folder, build
+        The model, and how its network is made.
     path
         The .h5ad file.
     config
@@ -96,4 +107,4 @@ def open_query(folder: ModelFolder, module: Any, path: Path, config: Config) -> 
     store = CellStore(counts, codes, obs.index, match.columns, device)
     known = float((codes["batch"] < len(vocabularies["batch"])).mean())
     genes = folder.manifest["genes"]["name"]
-    return Query(module.to(device), store, counts, obs, match, known, genes, config.train.inference_chunk)
+    return Query(load_module(folder, build).to(device), store, counts, obs, match, known, genes, config.train.inference_chunk)

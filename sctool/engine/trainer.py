@@ -126,6 +126,8 @@ class Trainer:
         self._rows = np.empty(0, np.int64)
         self._cursor = 0
         self._sums: dict[str, float] = {}
+        self._pending: list[tuple[int, Rows, dict[str, Tensor]]] = []
+        self._look_every = 1 if store.device.type == "cpu" else 32
         self._stop_signal = 0
 
     def fit(self, resume: bool = False) -> Fit:
@@ -196,26 +198,36 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
             terms = self.model.loss(batch, self._anneal())
-        loss = float(terms.loss.detach())
-        if not math.isfinite(loss):
-            number = self._cursor // self.config.batch_size + 1
-            cells = ", ".join(self.store.names(rows)[:3])
-            raise SctoolError(
-                f"the loss became {loss} in epoch {self._epoch + 1}, minibatch {number} (cells {cells}, ...)",
-                "look at those cells with `sctool check`, or lower --lr, or set --set train.grad_clip=100",
-            )
+        self._pending.append((self._cursor, rows, {"loss": terms.loss.detach(), **terms.parts}))
+        if len(self._pending) >= self._look_every:
+            self._look()
         terms.loss.backward()
         if self.config.grad_clip:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         self.optimizer.step()
-        self.sampler.seen(rows, terms.embedding_nl.cpu().numpy())
-        for name, value in {"loss": loss, **terms.parts}.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value) * len(rows)
+        if self.sampler.watches:
+            self.sampler.seen(rows, terms.embedding_nl.float().cpu().numpy())
+
+    def _look(self) -> None:
+        """Read the losses of the last steps, which makes an accelerator wait, add them up, and stop if one is not finite."""
+        pending, self._pending = self._pending, []
+        for cursor, rows, terms in pending:
+            values = torch.stack(list(terms.values())).tolist()
+            if not math.isfinite(values[0]):
+                cells = ", ".join(self.store.names(rows)[:3])
+                raise SctoolError(
+                    f"the loss became {values[0]} in epoch {self._epoch + 1}, minibatch {cursor // self.config.batch_size + 1} "
+                    f"(cells {cells}, ...)",
+                    "look at those cells with `sctool check`, or lower --lr, or set --set train.grad_clip=100",
+                )
+            for name, value in zip(terms, values, strict=True):
+                self._sums[name] = self._sums.get(name, 0.0) + value * len(rows)
 
     def _autocast(self) -> Any:
         return torch.autocast(self.store.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def _end_epoch(self) -> None:
+        self._look()
         fit = self.fit_so_far
         row: dict[str, float] = {"epoch": self._epoch + 1, "anneal": self._anneal()}
         row |= {f"train_{name}": total / len(self._rows) for name, total in self._sums.items()}
@@ -286,6 +298,7 @@ class Trainer:
 
     def _save(self) -> None:
         assert self.state_path is not None
+        self._look()
         fit = self.fit_so_far
         tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"best/{name}": tensor for name, tensor in self._best.items()}
