@@ -42,7 +42,7 @@ SAMPLERS = {
     "ar": ("adaptive", {}),
     "ar tempered": ("adaptive", {"temper": 0.5}),
     "ar online": ("adaptive", {"refresh": "online"}),
-    "ar cluster": ("adaptive", {"density": "cluster", "warmup": 5}),
+    "ar knn": ("adaptive", {"density": "knn", "max_ratio": 10.0}),
     "balanced": ("balanced", {}),
 }
 COLUMNS = [
@@ -192,9 +192,7 @@ def main():
     parser.add_argument("files", nargs="*", help="FILE.h5ad:TYPE,TYPE")
     parser.add_argument("--label-key", default="cell_type")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument(
-        "--samplers", nargs="+", choices=list(SAMPLERS), default=["standard", "ar", "ar tempered", "ar cluster", "balanced"]
-    )
+    parser.add_argument("--samplers", nargs="+", choices=list(SAMPLERS), default=["standard", "ar", "ar tempered", "ar knn", "balanced"])
     parser.add_argument("--cut", nargs="+", type=float, default=[20, 0.003, 0.01])
     parser.add_argument("--counts", nargs="+", type=float, default=[0, 1, 10, 100, 1000])
     parser.add_argument("--latent", type=int, default=10)

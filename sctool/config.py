@@ -66,7 +66,7 @@ class ARConfig(Section):
     smoothing: float = Field(1e-4, ge=0)
     warmup: int = Field(1, ge=0)
     refresh: Literal["epoch", "online"] = "epoch"
-    density: Literal["histogram", "knn", "cluster"] = "histogram"
+    density: Literal["histogram", "knn"] = "histogram"
     draw: Literal["multinomial", "systematic"] = "multinomial"
     max_ratio: float | None = Field(None, ge=1)
     temper: float = Field(1.0, ge=0, le=1)

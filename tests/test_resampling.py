@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from sctool import SctoolError, resampling_weights
-from sctool.data.resampling import cluster_weights, knn_weights, temper, weight_summary
+from sctool.data.resampling import knn_weights, temper, weight_summary
 from tests.conftest import VECTORS
 
 ORACLE = np.load(VECTORS / "ar_weights.npz")
@@ -89,7 +89,7 @@ def test_invariants(z, bins, smoothing, random):
     assert np.allclose(np.where(same, w[None] - w[:, None], 0), 0)
 
 
-@pytest.mark.parametrize("weigh", [lambda z: resampling_weights(z, 100, 1e-4), knn_weights, cluster_weights])
+@pytest.mark.parametrize("weigh", [lambda z: resampling_weights(z, 100, 1e-4), knn_weights])
 def test_a_far_out_group_is_drawn_more_often(weigh):
     rng = np.random.default_rng(0)
     z = rng.normal(size=(2000, 8))

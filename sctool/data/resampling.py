@@ -104,33 +104,6 @@ def knn_weights(z_nl: NDArray[Any], neighbors: int = 15) -> NDArray[np.float64]:
     return w_n / w_n.sum() if w_n.sum() > 0 else np.full(len(w_n), 1.0 / len(w_n))
 
 
-def cluster_weights(z_nl: NDArray[Any], clusters: int = 30, power: float = 0.5, max_ratio: float = 10.0) -> NDArray[np.float64]:
-    """Draw probability ``1 / size ** power`` of the k-means cluster of the cell, on standardised dimensions, capped.
-
-    Gentler than the histogram and joint over dimensions: a small far-out group gets a cluster of its own, a large one is split into
-    many, and nothing is drawn more than ``max_ratio`` times as often as uniformly.
-
-    Parameters
-    ----------
-    z_nl
-        Latent codes of shape (cells, latent dimensions).
-    clusters
-        Number of clusters, at most one per ten cells.
-    power
-        1 gives every cluster the same mass, 0 every cell.
-    max_ratio
-        Cap relative to ``1 / n``.
-    """
-    from sklearn.cluster import KMeans
-
-    _check(z_nl, 1, 0.0)
-    k = min(clusters, max(1, len(z_nl) // 10))
-    spread_l = z_nl.std(0)
-    cluster_n = KMeans(k, n_init=1, random_state=0).fit_predict(z_nl / np.where(spread_l > 0, spread_l, 1.0))
-    w_n = np.bincount(cluster_n)[cluster_n] ** -power
-    return temper(w_n / w_n.sum(), 1.0, max_ratio)
-
-
 def temper(w_n: NDArray[np.float64], power: float = 1.0, max_ratio: float | None = None) -> NDArray[np.float64]:
     """Soften weights: ``w ** power``, then no weight above ``max_ratio`` times the uniform one.
 

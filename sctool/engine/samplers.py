@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sctool.config import ARConfig, TrainConfig
-from sctool.data.resampling import cluster_weights, knn_weights, resampling_weights, temper
+from sctool.data.resampling import knn_weights, resampling_weights, temper
 from sctool.data.samplers import AdaptiveResampler, Sampler, UniformSampler, WeightedSampler, balanced_weights
 from sctool.errors import SctoolError
 
@@ -40,10 +40,7 @@ def make_sampler(
         return WeightedSampler(train_rows, balanced_weights(labels[train_rows], train.balance_cap), ar.draw)
 
     def weigh(z_nl: NDArray[np.float32]) -> NDArray[np.float64]:
-        if ar.density == "histogram":
-            w_n = resampling_weights(z_nl, ar.bins, ar.smoothing)
-        else:
-            w_n = cluster_weights(z_nl) if ar.density == "cluster" else knn_weights(z_nl)
+        w_n = resampling_weights(z_nl, ar.bins, ar.smoothing) if ar.density == "histogram" else knn_weights(z_nl)
         return temper(w_n, ar.temper, ar.max_ratio) if ar.temper != 1.0 or ar.max_ratio else w_n
 
     if embedding is not None:

@@ -39,7 +39,7 @@ SAMPLERS = {
     "uniform": UniformSampler,
     "adaptive": lambda rows: make_sampler(rows, TrainConfig(sampler="adaptive"), ARConfig()),
     "online": lambda rows: make_sampler(rows, TrainConfig(sampler="adaptive"), ARConfig(refresh="online")),
-    "cluster": lambda rows: make_sampler(rows, TrainConfig(sampler="adaptive"), ARConfig(density="cluster", draw="systematic")),
+    "knn": lambda rows: make_sampler(rows, TrainConfig(sampler="adaptive"), ARConfig(density="knn", draw="systematic", temper=0.5)),
 }
 
 

@@ -26,24 +26,23 @@ def trained(small, epochs=60, **settings):
 @pytest.mark.parametrize("likelihood", ["nb", "zinb"])
 @pytest.mark.parametrize("dispersion", ["gene", "gene-batch"])
 def test_learns_better_than_one_nb_for_all_cells(small, likelihood, dispersion):
-    trainer = trained(small, likelihood=likelihood, dispersion=dispersion)
+    trainer = trained(small, 200, likelihood=likelihood, dispersion=dispersion)
     rows = np.arange(len(trainer.store))
     batch = trainer.store.batch(rows)
-    with torch.inference_mode():
+    with torch.no_grad():
         z = trainer.model.embed(batch)
         made = trainer.model.proportions(z, batch.codes)
         assert z.shape == (len(rows), 5)
         torch.testing.assert_close(made.sum(1), torch.ones(len(rows)))
         mean = (batch.dense().sum(0) / batch.dense().sum()).clamp_min(1e-9).log().expand(len(rows), -1)
-        flat = SCVI(SCVIConfig(n_latent=5, n_hidden=32), batch.n_genes).eval()
-        log_theta = flat.log_theta.requires_grad_()
+    mean, log_theta = mean.clone(), torch.zeros(batch.n_genes, requires_grad=True)
     optimizer = torch.optim.Adam([log_theta], lr=0.05)
-    for _ in range(200):
+    for _ in range(300):
         optimizer.zero_grad()
         null = -nb_log_likelihood(mean, log_theta, batch).mean()
         null.backward()
         optimizer.step()
-    assert trainer.score(rows)["reconstruction"] < float(null.detach()) - 5
+    assert trainer.score(rows)["reconstruction"] < float(null.detach()) - 3
     assert trainer.model.log_theta.shape == ((2, batch.n_genes) if dispersion == "gene-batch" else (batch.n_genes,))
 
 
