@@ -14,8 +14,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: setup  ## train scVI with and without adaptive resampling on the bundled cells, evaluate, draw
-	$(BIN)/sctool train scvi --ar --atlas-count 100 --out $(DEMO) --name ar --force
-	$(BIN)/sctool train scvi --no-ar --atlas-count 100 --out $(DEMO) --name standard --force
+	$(BIN)/sctool train scvi --ar --atlas-count 100 --epochs 100 --out $(DEMO) --name ar --force
+	$(BIN)/sctool train scvi --no-ar --atlas-count 100 --epochs 100 --out $(DEMO) --name standard --force
 	$(BIN)/sctool predict scvi $(DEMO)/checkpoints/scvi/ar --out $(DEMO) --force
 	$(BIN)/sctool eval reconstruction --model $(DEMO)/checkpoints/scvi/ar --model $(DEMO)/checkpoints/scvi/standard --out $(DEMO) --name demo --force
 	$(BIN)/sctool eval classification --model $(DEMO)/checkpoints/scvi/ar --model $(DEMO)/checkpoints/scvi/standard --out $(DEMO) --name demo --force

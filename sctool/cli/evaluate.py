@@ -106,6 +106,7 @@ def _place(session: Session, task: str, models: list[Path], embeddings: list[str
 def _finish(session: Session, results: Path, made: Evaluation) -> None:
     """Write the result and print it."""
     made.write(results, force=session.force)
-    rows = [[row["name"], row["arm"], *(f"{row[c]:.3f}" for c in made.columns)] for _, row in made.summary.iterrows()]
-    table = score_table(made.task, ["name", "arm", *made.columns], rows)
+    shown = made.columns[:2]
+    rows = [[row["name"], row["arm"], *(f"{row[c]:.3f}" for c in shown)] for _, row in made.summary.iterrows()]
+    table = score_table(made.task, ["name", "arm", *shown], rows)
     session.result({"results": str(results), **made.metrics}, [table], [*made.verdict(), str(results)])

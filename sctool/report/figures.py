@@ -105,9 +105,10 @@ def arm_bars(path: Path, formats: list[str], scores: pd.DataFrame, columns: list
                 if len(part) > 1:
                     axis.errorbar(at, part[column].mean(), part[column].std(), color="black", capsize=3, lw=1)
                     axis.plot(np.full(len(part), at), part[column], "o", color="white", mec="black", ms=3.5, mew=0.7)
-                axis.text(at, 0.02, f"{part[column].mean():.3f}", ha="center", va="bottom", fontsize=7, color="white")
+                top = part[column].mean() + (part[column].std() if len(part) > 1 else 0)
+                axis.text(at, top + 0.01, f"{part[column].mean():.3f}", ha="center", va="bottom", fontsize=7)
             axis.set_xticks(range(len(groups)), [title for title, _ in groups], rotation=30, ha="right")
-            axis.set(ylim=(0, 1), title=column.replace("_", " "))
+            axis.set(ylim=(0, 1.05), title=column.replace("_", " "))
     return _saved(path, formats)
 
 
