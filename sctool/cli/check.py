@@ -45,7 +45,7 @@ def check(
     lines.append(f"{len(problems)} problem{'s' * (len(problems) != 1)} for {for_.value}" if problems else f"ready for {for_.value}")
     session.result(
         {"about": dict(rows), "notes": checked.notes, "problems": problems},
-        [score_table("", ["what", "value"], [list(row) for row in rows])],
+        [score_table("", ["what", "value"], [list(row) for row in rows], "left")],
         lines,
     )
     if problems:

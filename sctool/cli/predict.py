@@ -50,4 +50,4 @@ def scvi(
         )
     figures = write_predictions(query, folder, results, force=session.force)
     rows = [[key, f"{value:.4g}" if isinstance(value, float) else str(value)] for key, value in figures.items()]
-    session.result({"results": str(results), **figures}, [score_table(results.name, ["figure", "value"], rows)], [str(results)])
+    session.result({"results": str(results), **figures}, [score_table(results.name, ["figure", "value"], rows, "left")], [str(results)])

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -101,11 +101,11 @@ class Session:
             torch.set_num_threads(self.config.threads)
 
 
-def score_table(title: str, columns: list[str], rows: Iterable[list[str]]) -> Table:
-    """A table for people: the first column to the left, figures to the right."""
+def score_table(title: str, columns: list[str], rows: Iterable[list[str]], values: Literal["left", "right"] = "right") -> Table:
+    """A table for people: the first column to the left, the others to the right (figures) or left (words)."""
     table = Table(title=title, title_justify="left", title_style="bold")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right")
+        table.add_column(column, justify="left" if index == 0 else values)
     for row in rows:
         table.add_row(*row)
     return table

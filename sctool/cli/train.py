@@ -88,7 +88,7 @@ def _train(session: Session, model: str, data: o.Data) -> None:
         made = run_training(model, BUILDERS[model], prepared, config, place, reporter=reporter)
     metrics = made.manifest["metrics"]
     rows = [[key, f"{value:.4g}" if isinstance(value, float) else str(value)] for key, value in metrics.items() if value is not None]
-    session.result({"model": str(folder), **metrics}, [score_table(run, ["figure", "value"], rows)], [str(folder)])
+    session.result({"model": str(folder), **metrics}, [score_table(run, ["figure", "value"], rows, "left")], [str(folder)])
 
 
 def _run_name(session: Session, stem: str) -> str:
