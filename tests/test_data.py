@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sctool.config import DataConfig
-from sctool.data.cache import cached_csr
+from sctool.data.cache import cached_csr, take_rows
 from sctool.data.genes import gene_names, id_type, match_genes, variable_genes
 from sctool.data.matrix_kind import find_counts, matrix_kind
 from sctool.data.minibatch import CellStore
@@ -89,6 +89,8 @@ def test_disk_cache_equals_the_file(small, tmp_path, stored):
     cached = cached_csr(file, "X", tmp_path / "cache")
     assert not cached.data.flags.writeable
     np.testing.assert_array_equal(cached.toarray(), small.X.toarray())
+    rows = np.array([5, 5, 0, small.n_obs - 1])
+    np.testing.assert_array_equal(take_rows(cached, rows).toarray(), small.X.toarray()[rows])
     (folder,) = (tmp_path / "cache").iterdir()
     changed = folder.stat().st_mtime_ns
     cached_csr(file, "X", tmp_path / "cache")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
+from numpy.typing import NDArray
 
 from sctool.artifacts.atomic import atomic_folder
 from sctool.data.read import H5ad
@@ -48,6 +49,17 @@ def cached_csr(file: H5ad, source: str, cache_dir: Path | None = None) -> sp.csr
     matrix = sp.csr_matrix(shape, dtype=np.float32)
     matrix.indptr, matrix.indices, matrix.data = indptr, np.asarray(indices), np.asarray(data)
     return matrix
+
+
+def take_rows(matrix: sp.csr_matrix, rows: NDArray[np.int64]) -> sp.csr_matrix:
+    """Some rows as a CSR in memory.
+
+    ``matrix[rows]`` would first copy all indices to the type of ``indptr``: gigabytes, for a memory map.
+    """
+    length_n = matrix.indptr[rows + 1] - matrix.indptr[rows]
+    indptr = np.concatenate([[0], np.cumsum(length_n)])
+    at_e = np.arange(indptr[-1]) + np.repeat(matrix.indptr[rows] - indptr[:-1], length_n)
+    return sp.csr_matrix((matrix.data[at_e], matrix.indices[at_e], indptr), shape=(len(rows), matrix.shape[1]))
 
 
 def _build(file: H5ad, source: str, folder: Path) -> None:

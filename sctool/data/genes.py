@@ -106,13 +106,13 @@ def variable_genes(
     Parameters
     ----------
     counts
-        Training cells only, shape (cells, genes).
+        Training cells only, without stored zeros, shape (cells, genes).
     n_top
         How many; 0 keeps every gene that is not all zero.
     batches
         Codes of the batch of each cell; ranks are then combined over batches, if each has ``smallest_batch`` cells.
     """
-    detected = np.flatnonzero(np.asarray((counts > 0).sum(0)).ravel() > 0)
+    detected = np.flatnonzero(counts.getnnz(axis=0) > 0)
     if n_top == 0 or n_top >= len(detected):
         return detected
     import anndata as ad

@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from sctool.config import Config
-from sctool.data.cache import cached_csr
+from sctool.data.cache import cached_csr, take_rows
 from sctool.data.check import check_counts_file
 from sctool.data.demo import Demo
 from sctool.data.genes import gene_names, match_genes, variable_genes
@@ -23,7 +23,7 @@ from sctool.data.splits import select, split_cells, split_groups
 from sctool.data.vocabulary import Vocabulary
 from sctool.errors import SctoolError
 
-HVG_CELLS_BACKED = 20_000
+HVG_CELLS_BACKED = 10_000
 """Training cells on which genes are chosen when the matrix stays on disk."""
 
 
@@ -85,7 +85,7 @@ def prepare_counts(path: Path, config: Config, demo: Demo | None = None) -> Prep
     if data.hold_out:
         split[select(obs, data.hold_out)] = "test"
     if data.skip_empty:
-        split[np.asarray(counts.sum(1)).ravel() == 0] = "unused"
+        split[np.diff(counts.indptr) == 0] = "unused"
     about: dict[str, Any] = {"file": str(path), "counts": source, "notes": checked.notes}
     if data.atlas_count is not None:
         if data.atlas and embedding is not None:
@@ -109,7 +109,7 @@ def prepare_counts(path: Path, config: Config, demo: Demo | None = None) -> Prep
     batch = obs[data.batch_key] if data.batch_key else pd.Series("all", index=obs.index)
     codes = {"batch": vocabularies["batch"].codes(batch)}
     chosen = train if not data.backed else np.sort(rng.permutation(train)[:HVG_CELLS_BACKED])
-    columns = variable_genes(counts[chosen], data.n_top_genes, codes["batch"][chosen] if data.batch_key else None)
+    columns = variable_genes(take_rows(counts, chosen), data.n_top_genes, codes["batch"][chosen] if data.batch_key else None)
     genes = {kind: [names[column] for column in columns] for kind, names in gene_names(var).items()}
     about |= {"cells": len(obs), "genes": len(var), "fingerprint": _fingerprint(obs, var, counts)}
     return Prepared(counts, obs, columns, genes, vocabularies, codes, split, about, embedding)
