@@ -101,7 +101,7 @@ def _save(
             cells[key] = prepared.obs[key].astype(object).to_numpy()
     if "weights" in sampler.state:
         cells.loc[train_rows, "weight"] = sampler.state["weights"] * len(train_rows)
-    best = fit.history[fit.best_epoch - 1]
+    best = {name: value for name, value in fit.history[fit.best_epoch - 1].items() if name != "epoch"}
     return save_model(
         place.folder,
         name,

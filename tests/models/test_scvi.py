@@ -42,7 +42,7 @@ def test_learns_better_than_one_nb_for_all_cells(small, likelihood, dispersion):
         null = -nb_log_likelihood(mean, log_theta, batch).mean()
         null.backward()
         optimizer.step()
-    assert trainer.score(rows)["reconstruction"] < float(null.detach()) - 3
+    assert trainer.score(rows)["reconstruction"] < float(null.detach()) - 2
     assert trainer.model.log_theta.shape == ((2, batch.n_genes) if dispersion == "gene-batch" else (batch.n_genes,))
 
 
