@@ -77,7 +77,7 @@ def test_minibatch_is_the_rows_in_their_order(cells, genes, seed, subset):
     if subset:
         wanted = np.where(columns >= 0, wanted[:, np.maximum(columns, 0)], 0)
     np.testing.assert_array_equal(batch.dense().numpy(), wanted)
-    np.testing.assert_allclose(batch.library_n1.numpy()[:, 0], wanted.sum(1))
+    np.testing.assert_allclose(batch.depth_n1.numpy()[:, 0], wanted.sum(1))
     np.testing.assert_array_equal(batch.codes["batch"].numpy(), rows)
 
 

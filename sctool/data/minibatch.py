@@ -21,7 +21,7 @@ class Minibatch(NamedTuple):
     """Position of each entry in the flattened (cells x genes) matrix."""
     n_cells: int
     n_genes: int
-    library_n1: Tensor
+    depth_n1: Tensor
     codes: Mapping[str, Tensor]
     """Covariates as integer codes of shape (cells,) from the stored vocabulary."""
 
@@ -95,9 +95,9 @@ class CellStore:
             keep = (col_e >= 0).nonzero().squeeze(1)
             row_e, col_e, value_e = (array.index_select(0, keep) for array in (row_e, col_e, value_e))
         n = len(index_n)
-        library_n1 = value_e.new_zeros(n).scatter_add_(0, row_e, value_e).unsqueeze(1)
+        depth_n1 = value_e.new_zeros(n).scatter_add_(0, row_e, value_e).unsqueeze(1)
         codes = {key: code_n[index_n] for key, code_n in self._codes.items()}
-        batch = Minibatch(row_e, col_e, value_e, row_e * self.n_genes + col_e, n, self.n_genes, library_n1, codes)
+        batch = Minibatch(row_e, col_e, value_e, row_e * self.n_genes + col_e, n, self.n_genes, depth_n1, codes)
         return batch if home == self.device else _move(batch, self.device)
 
 

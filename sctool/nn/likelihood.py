@@ -20,7 +20,7 @@ from sctool.data.minibatch import Minibatch
 
 
 def nb_log_likelihood(logits_ng: Tensor, log_theta: Tensor, batch: Minibatch) -> Tensor:
-    """Log-likelihood of each cell under NB with mean ``library * softmax(logits)``.
+    """Log-likelihood of each cell under NB with mean ``depth * softmax(logits)``, depth being the total counts of the cell.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class _NegativeBinomial(torch.autograd.Function):
     def forward(ctx: Any, logits_ng: Tensor, log_theta: Tensor, batch: Minibatch) -> Tensor:
         """Sum over genes of log NB."""
         theta = log_theta.exp()
-        shift_n1 = logits_ng.logsumexp(1, keepdim=True).sub_(_log_library(batch))
+        shift_n1 = logits_ng.logsumexp(1, keepdim=True).sub_(_log_depth(batch))
         u_ng, log1p_u_ng = torch.empty_like(logits_ng), torch.empty_like(logits_ng)
         total_n = logits_ng.new_empty(len(logits_ng))
         for block in _blocks(logits_ng):
@@ -73,9 +73,9 @@ class _NegativeBinomial(torch.autograd.Function):
         u_e = _pick(u_ng, batch)
         rest_e = x_e / (1 + u_e)  # x t / (m + t)
         rest_n = torch.zeros_like(grad_n).scatter_add_(0, batch.row_e, rest_e)
-        library_n = batch.library_n1.squeeze(1).clamp_min(1)
+        depth_n = batch.depth_n1.squeeze(1).clamp_min(1)
 
-        # By log m it is -t q + rest with q = m / (m + t); through the softmax, with m = library * p, less p times the sum of it.
+        # By log m it is -t q + rest with q = m / (m + t); through the softmax, with m = depth * p, less p times the sum of it.
         q_ng, grad_logits_ng = torch.empty_like(u_ng), torch.empty_like(u_ng)
         grad_n1 = grad_n.unsqueeze(1)
         for block in _blocks(u_ng):
@@ -83,7 +83,7 @@ class _NegativeBinomial(torch.autograd.Function):
             torch.add(u, 1, out=q)
             torch.div(u, q, out=q)
             sum_n = rest_n[block] - (q @ theta if theta.ndim == 1 else (q * theta_g).sum(1))
-            torch.mul(u, (sum_n / library_n[block]).unsqueeze(1), out=grad)
+            torch.mul(u, (sum_n / depth_n[block]).unsqueeze(1), out=grad)
             grad.add_(q).mul_(-theta_g).mul_(grad_n1[block])
         grad_e = grad_n.index_select(0, batch.row_e)
         grad_logits_ng.view(-1).scatter_add_(0, batch.flat_e, rest_e * grad_e)
@@ -105,7 +105,7 @@ def zinb_log_likelihood(logits_ng: Tensor, log_theta: Tensor, zero_logits_ng: Te
     """
     logits_ng, log_theta, pi_ng = logits_ng.float(), log_theta.float(), zero_logits_ng.float()
     theta = log_theta.exp()
-    log_m_ng = logits_ng - (logits_ng.logsumexp(1, keepdim=True) - _log_library(batch))
+    log_m_ng = logits_ng - (logits_ng.logsumexp(1, keepdim=True) - _log_depth(batch))
     log1p_u_ng = (log_m_ng - log_theta).exp().log1p()
     nb_zero_ng = -theta * log1p_u_ng
     zero_ng = F.softplus(nb_zero_ng - pi_ng) - F.softplus(-pi_ng)
@@ -122,8 +122,8 @@ def normal_kl(mean_nl: Tensor, variance_nl: Tensor) -> Tensor:
     return 0.5 * (mean_nl.square() + variance_nl - variance_nl.log() - 1).sum(1)
 
 
-def _log_library(batch: Minibatch) -> Tensor:
-    return batch.library_n1.clamp_min(1).log()  # a cell with no counts has no information about its depth
+def _log_depth(batch: Minibatch) -> Tensor:
+    return batch.depth_n1.clamp_min(1).log()  # a cell with no counts has no information about its depth
 
 
 def _blocks(x_ng: Tensor) -> list[slice]:

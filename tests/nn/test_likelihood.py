@@ -20,13 +20,13 @@ def make_batch(cells=40, genes=60, high=30, seed=0, whole=True):
 
 
 def dense_nb(x, logits, log_theta, batch):
-    m = batch.library_n1.clamp_min(1).double() * logits.double().softmax(1)
+    m = batch.depth_n1.clamp_min(1).double() * logits.double().softmax(1)
     t = log_theta.double().exp()
     return t * (t.log() - (t + m).log()) + x * (m.log() - (t + m).log()) + torch.lgamma(x + t) - torch.lgamma(t) - torch.lgamma(x + 1)
 
 
 def dense_zinb(x, logits, log_theta, pi, batch):
-    m = batch.library_n1.clamp_min(1).double() * logits.double().softmax(1)
+    m = batch.depth_n1.clamp_min(1).double() * logits.double().softmax(1)
     t, pi = log_theta.double().exp(), pi.double()
     zero = F.softplus(t * (t.log() - (t + m).log()) - pi) - F.softplus(-pi)
     return torch.where(x == 0, zero, -pi - F.softplus(-pi) + dense_nb(x, logits, log_theta, batch))
@@ -59,7 +59,7 @@ def test_equals_the_dense_formula_with_its_gradients(kind, whole, by_cell):
 def test_equals_scipy():
     batch, x = make_batch()
     logits, log_theta = torch.randn(x.shape), torch.randn(x.shape[1])
-    m = (batch.library_n1.clamp_min(1) * logits.softmax(1)).double().numpy()
+    m = (batch.depth_n1.clamp_min(1) * logits.softmax(1)).double().numpy()
     t = log_theta.exp().double().numpy()
     wanted = scipy.stats.nbinom.logpmf(x.numpy(), t, t / (t + m)).sum(1)
     np.testing.assert_allclose(nb_log_likelihood(logits, log_theta, batch).numpy(), wanted, rtol=1e-5)
