@@ -27,13 +27,10 @@ FEWEST_CELLS = 20
 class ModelEntry:
     """A trained model to be scored."""
 
+    name: str
+    """Name of the run; its path where several have the same name."""
     folder: ModelFolder
     query: Query
-
-    @property
-    def name(self) -> str:
-        """Name of the run."""
-        return self.folder.name
 
     @property
     def arm(self) -> str:
@@ -49,14 +46,15 @@ class ModelEntry:
 def open_entries(paths: list[Path], data: Path, config: Config) -> list[ModelEntry]:
     """Open models on the cells of a file."""
     folders = [open_model(path) for path in paths]
-    if len({folder.name for folder in folders}) < len(folders):
-        folders = [ModelFolder(path, folder.manifest) for path, folder in zip(paths, folders, strict=True)]
+    names = [folder.name for folder in folders]
+    entries = []
     for folder in folders:
-        if folder.manifest["model"] not in BUILDERS:
-            raise SctoolError(
-                f"{folder.path} holds an unknown model {folder.manifest['model']!r}", f"this version knows {', '.join(BUILDERS)}"
-            )
-    return [ModelEntry(folder, open_query(folder, BUILDERS[folder.manifest["model"]], data, config)) for folder in folders]
+        kind = folder.manifest["model"]
+        if kind not in BUILDERS:
+            raise SctoolError(f"{folder.path} holds an unknown model {kind!r}", f"this version knows {', '.join(BUILDERS)}")
+        name = folder.name if names.count(folder.name) == 1 else str(folder.path)
+        entries.append(ModelEntry(name, folder, open_query(folder, BUILDERS[kind], data, config)))
+    return entries
 
 
 def rows_to_score(

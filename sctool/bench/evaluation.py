@@ -36,7 +36,7 @@ class Evaluation:
     @property
     def paired(self) -> dict[str, dict[str, Paired]]:
         """Each other arm against ``standard``, by arm and score, paired over training seeds; empty where no seed has both."""
-        runs = self.scores[self.scores["arm"] != "baseline"].groupby(["arm", "seed"])[list(self.columns)].mean()
+        runs = self.scores[~self.scores["arm"].isin(["baseline", "embedding"])].groupby(["arm", "seed"])[list(self.columns)].mean()
         arms = list(runs.index.unique("arm"))
         if "standard" not in arms:
             return {}

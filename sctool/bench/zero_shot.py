@@ -138,7 +138,7 @@ def evaluate_classification(
     contestants = [Contestant(entry.name, entry.arm, entry.seed, entry.query.embed(rows)) for entry in entries]
     for spec in embeddings:
         name, z_nl = load_embedding(spec, file)
-        contestants.append(Contestant(name, name, 0, z_nl[rows]))
+        contestants.append(Contestant(name, "embedding", -1, z_nl[rows]))
     if entries:
         counts_ng = entries[0].query.observed(rows)
     else:

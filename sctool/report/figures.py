@@ -93,6 +93,7 @@ def latent_maps(path: Path, formats: list[str], cells: pd.DataFrame) -> list[Pat
 def arm_bars(path: Path, formats: list[str], scores: pd.DataFrame, columns: list[str]) -> list[Path]:
     """Mean score of each arm with a dot per training run; baselines beside."""
     runs = scores.groupby(["arm", "name", "seed"], sort=False)[columns].mean().reset_index()
+    runs["arm"] = runs["arm"].where(runs["arm"] != "embedding", runs["name"])  # each of another tool stands for itself
     arms = [arm for arm in dict.fromkeys(runs["arm"]) if arm != "baseline"]
     arms.sort(key=lambda arm: (arm != "standard", arm))
     groups = [(arm, runs[runs["arm"] == arm]) for arm in arms]
@@ -115,6 +116,7 @@ def arm_bars(path: Path, formats: list[str], scores: pd.DataFrame, columns: list
 def per_type_bars(path: Path, formats: list[str], per_type: pd.DataFrame, value: str) -> list[Path]:
     """Score of each type, the rarest in training first, one bar per arm."""
     table = per_type[per_type["arm"] != "baseline"] if (per_type["arm"] != "baseline").any() else per_type
+    table = table.assign(arm=table["arm"].where(table["arm"] != "embedding", table["name"]))
     frequency = "training_cells" if "training_cells" in table and table["training_cells"].notna().any() else "cells"
     size = table.groupby("label")[frequency].mean().sort_values()
     arms = sorted(table["arm"].unique(), key=lambda arm: (arm != "standard", arm))

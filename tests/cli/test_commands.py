@@ -240,6 +240,17 @@ def test_compare_arms(sctool, small_file, tmp_path):
     assert drawn[0].read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+def test_models_of_the_same_name_are_told_apart(sctool, small_file):
+    flags = ("--hold-out", "part=test", "--label-key", "cell_type")
+    for out, seed in (("here", 0), ("there", 1)):
+        assert sctool("train", "scvi", small_file, *flags, *QUICK, "--name", "m", "--out", out, "--seed", seed).code == 0
+    models = ("--model", "here/checkpoints/scvi/m", "--model", "there/checkpoints/scvi/m")
+    ran = sctool("eval", "classification", small_file, *models, "--embedding", "obsm:X_pca", *flags, "--json", "--backed")
+    assert ran.code == 2  # there is no such embedding
+    ran = sctool("eval", "classification", small_file, *models, *flags, "--json", "--set", "data.cache_dir=cache", "--backed")
+    assert {"here/checkpoints/scvi/m", "there/checkpoints/scvi/m"} <= set(json.loads(ran.out)["scores"])
+
+
 def test_an_embedding_of_another_tool(sctool, small, small_file, tmp_path):
     np.save(tmp_path / "z.npy", np.eye(4)[small.obs["cell_type"].astype("category").cat.codes.to_numpy() % 4])
     ran = sctool("eval", "classification", small_file, "--embedding", "z.npy", "--label-key", "cell_type", "--json")
