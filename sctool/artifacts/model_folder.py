@@ -128,7 +128,10 @@ class RunPlace:
         self.part = folder.with_name(folder.name + ".part")
         self.state = self.part / "state.safetensors"
         self.resume = resume
-        self.finished = (folder / "manifest.json").exists() and not force
+        self.saved = False
+        """Set once the model folder is written; the state is then of no more use."""
+        there = (folder / "manifest.json").exists()
+        self.finished = there and not force and not (resume and self.state.exists())
         if self.finished and not resume:
             raise SctoolError(f"{folder} is there already", "give another --name, --force to replace it, or --resume to keep it")
         if self.state.exists() and not resume and not force:
@@ -158,8 +161,8 @@ class RunPlace:
         write_json(note, settings)
 
     def close(self) -> None:
-        """Forget the state of a run that is finished, or that ended before any was kept."""
-        if not self.folder.exists() and self.state.exists():
+        """Forget the state of a run that is saved, or that ended before any was kept."""
+        if self.state.exists() and not self.saved:
             return
         shutil.rmtree(self.part, ignore_errors=True)
 

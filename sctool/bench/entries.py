@@ -114,6 +114,8 @@ def load_embedding(spec: str, file: H5ad) -> tuple[str, NDArray[np.float32]]:
             z_nl = np.load(path, allow_pickle=False)
         except (ValueError, OSError, EOFError) as error:
             raise SctoolError(f"{spec} is not an .npy array ({error})", "save it with numpy.save, as numbers") from None
+    if not isinstance(z_nl, np.ndarray):
+        raise SctoolError(f"{spec} holds several arrays, not one", "save the embedding alone with numpy.save")
     if z_nl.ndim != 2 or len(z_nl) != file.n_cells:
         raise SctoolError(
             f"{spec} has shape {z_nl.shape}; {file.path.name} has {file.n_cells} cells", "give one row per cell, in the order of the file"

@@ -29,6 +29,7 @@ from sctool.metrics.classification import classification_scores, per_class_score
 from sctool.metrics.reconstruction import log1p_cp10k
 
 Say = Callable[[str], None]
+BASELINES = ("pca", "log expression", "majority")
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,8 @@ def evaluate_classification(
     contestants = [Contestant(entry.name, entry.arm, entry.seed, entry.query.embed(rows)) for entry in entries]
     for spec in embeddings:
         name, z_nl = load_embedding(spec, file)
-        contestants.append(Contestant(name, "embedding", -1, z_nl[rows]))
+        taken = {*BASELINES, *(other.name for other in contestants)}
+        contestants.append(Contestant(spec if name in taken else name, "embedding", -1, z_nl[rows]))
     if entries:
         counts_ng = entries[0].query.observed(rows)
     else:

@@ -13,6 +13,7 @@ from sctool.config import DataConfig
 from sctool.data.genes import id_type
 from sctool.data.matrix_kind import Counts, find_counts, judge
 from sctool.data.read import H5ad
+from sctool.data.splits import select
 from sctool.errors import SctoolError
 
 FEWEST_CELLS = 20
@@ -70,6 +71,11 @@ def check_counts_file(file: H5ad, data: DataConfig) -> Checked:
                 SctoolError(f"{len(repeated)} {what} names occur more than once, e.g. {repeated[0]}", f"make them unique: {remedy}")
             )
     checked.problems += _columns(file, data)
+    if data.hold_out:
+        try:
+            select(file.obs, data.hold_out)
+        except SctoolError as error:
+            checked.problems.append(error)
     if file.n_cells < FEWEST_CELLS:
         checked.problems.append(SctoolError(f"only {file.n_cells} cells; a model needs at least {FEWEST_CELLS}", "give more cells"))
     if checked.counts and len(checked.counts.var) < FEWEST_GENES:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from sctool.errors import SctoolError
 
+_MISSING = ("", "nan", "None", "<NA>", "NaN")
 _ENSEMBL = re.compile(r"^ENS[A-Z]*G\d{6,}(\.\d+)?$")
 
 
@@ -76,9 +77,11 @@ def match_genes(stored: dict[str, list[str]], var: pd.DataFrame, floor: float = 
     for theirs, names in gene_names(var).items():
         at: dict[str, int] = {}
         for index, name in enumerate(names):
-            at.setdefault(_bare(name), index)
+            if name not in _MISSING:
+                at.setdefault(_bare(name), index)
         for ours, model in stored.items():
-            columns = np.array([at.get(_bare(name), -1) for name in model], dtype=np.int64)
+            columns = np.array([at.pop(_bare(name), -1) for name in model], dtype=np.int64)  # a column serves one gene
+            at |= {_bare(names[column]): int(column) for column in columns if column >= 0}
             how = "name" if ours == theirs == "name" else f"the query's {theirs!r} and the model's {ours!r}"
             if (columns >= 0).sum() > (best.columns >= 0).sum():
                 best = GeneMatch(columns, how)

@@ -87,6 +87,8 @@ def prepare_counts(path: Path, config: Config, demo: Demo | None = None) -> Prep
     if data.skip_empty:
         split[np.diff(counts.indptr) == 0] = "unused"
     about: dict[str, Any] = {"file": str(path), "counts": source, "notes": checked.notes}
+    if data.atlas and data.atlas_count is None:
+        raise SctoolError(f"--atlas {data.atlas} without --atlas-count", "say how many of its cells replace as many of the base")
     if data.atlas_count is not None:
         if data.atlas and embedding is not None:
             raise SctoolError("--ar-embedding and --atlas don't go together", "merge the files first, or leave one out")
@@ -128,7 +130,7 @@ def _mix_atlas(
         if data.backed:
             raise SctoolError("--backed and --atlas don't go together", "leave --backed out, or merge the files first")
         file = H5ad(Path(data.atlas))
-        source = find_counts(file, data.counts_layer).source
+        source = check_counts_file(file, data.model_copy(update={"label_key": None, "hold_out": None})).require().source
         match = match_genes({"name": [str(name) for name in var.index]}, file.genes(source), config.data.min_gene_coverage)
         shared = np.flatnonzero(match.columns >= 0)
         other = file.matrix(source)[:, match.columns[shared]]
@@ -140,11 +142,11 @@ def _mix_atlas(
                 f"{int(repeated.sum())} cells are in both {data.path or 'the base'} and {data.atlas}, e.g. {atlas_obs.index[repeated][0]}",
                 "take them out of one, or give the cells of each file names of their own",
             )
-        for key in (data.batch_key, data.group_key):
-            if key and key not in atlas_obs:
-                file.column(key, "of the atlas")
         base = np.flatnonzero(split == "train")
         atlas = np.arange(len(obs), len(obs) + len(atlas_obs))
+        if data.hold_out and data.hold_out.partition("=")[0] in atlas_obs:
+            held = select(pd.concat([obs, atlas_obs]), data.hold_out)
+            atlas = atlas[~held[atlas]]
         split = np.concatenate([split, np.full(len(atlas_obs), "unused", dtype=split.dtype)])
         obs = pd.concat([obs, atlas_obs])
     elif demo is not None and demo.atlas:

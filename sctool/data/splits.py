@@ -21,7 +21,7 @@ def split_cells(rows: Rows, fraction: float, rng: np.random.Generator) -> tuple[
 
 
 def split_groups(rows: Rows, groups: NDArray[Any], fraction: float, rng: np.random.Generator) -> tuple[Rows, Rows]:
-    """Whole groups: groups in random order go to the second part until it has ``fraction`` of the cells; each side keeps one at least.
+    """Whole groups: in random order, those that bring the second part nearer to ``fraction`` go there; one at least.
 
     Parameters
     ----------
@@ -30,16 +30,19 @@ def split_groups(rows: Rows, groups: NDArray[Any], fraction: float, rng: np.rand
     groups
         Group of every row of the file (donor, sample, ...), shape (cells,).
     """
-    names = rng.permutation(np.unique(groups[rows]))
+    names, sizes = np.unique(groups[rows], return_counts=True)
     if len(names) < 2:
         raise SctoolError(f"only one group ({names[0]!r}) to split by", "give a column with several donors, or leave --group-key out")
+    wanted = fraction * len(rows)
     chosen: list[str] = []
     count = 0
-    for name in names[:-1]:
-        if count >= fraction * len(rows) or fraction == 0:
-            break
-        chosen.append(name)
-        count += int((groups[rows] == name).sum())
+    for at in rng.permutation(len(names)):
+        # A group that overshoots by more than it leaves short is passed over.
+        if abs(count + sizes[at] - wanted) < abs(count - wanted):
+            chosen.append(names[at])
+            count += int(sizes[at])
+    if not chosen and fraction > 0:
+        chosen = [names[sizes.argmin()]]
     second = np.isin(groups[rows], chosen)
     return rows[~second], rows[second]
 

@@ -60,7 +60,8 @@ def write_predictions(query: Query, folder: ModelFolder, results: Path, *, force
 def _cells_table(query: Query, folder: ModelFolder) -> pd.DataFrame:
     """Cell names, the columns worth colouring by, and the resampling weight of cells the model was trained on."""
     obs = query.obs
-    shown = [key for key in obs.columns if 1 < obs[key].nunique() <= 100 and not pd.api.types.is_float_dtype(obs[key])]
+    own = ("cell", "weight", "umap_1", "umap_2")
+    shown = [key for key in obs.columns if key not in own and 1 < obs[key].nunique() <= 100 and not pd.api.types.is_float_dtype(obs[key])]
     table = obs[shown].astype(object).reset_index(names="cell")
     trained = folder.table("cells").set_index("cell")
     if "weight" in trained:

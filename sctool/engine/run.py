@@ -77,7 +77,9 @@ def run_training(
     place.open(run_settings(name, config, prepared))
     try:
         fit = trainer.fit(resume=place.resume)
-        return _save(name, module, sampler, fit, sizes, prepared, config, place, device)
+        folder = _save(name, module, sampler, fit, sizes, prepared, config, place, device)
+        place.saved = True
+        return folder
     finally:
         place.close()
 
@@ -97,8 +99,8 @@ def _save(
     train_rows, validation_rows = prepared.rows("train"), prepared.rows("validation")
     cells = pd.DataFrame({"cell": prepared.obs.index.astype(str), "split": prepared.split})
     for key in dict.fromkeys((config.data.label_key, config.data.batch_key)):
-        if key:
-            cells[key] = prepared.obs[key].astype(object).to_numpy()
+        if key:  # under another name where it would hide a column of ours
+            cells[f"obs_{key}" if key in ("cell", "split", "weight") else key] = prepared.obs[key].astype(object).to_numpy()
     if "weights" in sampler.state:
         cells.loc[train_rows, "weight"] = sampler.state["weights"] * len(train_rows)
     best = {name: value for name, value in fit.history[fit.best_epoch - 1].items() if name != "epoch"}
