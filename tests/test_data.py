@@ -181,3 +181,17 @@ def test_vocabulary_never_grows():
 
 def test_defaults_of_data_name_no_file():
     assert DataConfig().path is None
+
+
+def test_a_large_donor_does_not_swallow_the_training_cells():
+    groups = np.array(["small"] * 20 + ["big"] * 380)
+    for seed in range(5):
+        first, second = split_groups(np.arange(400), groups, 0.1, np.random.default_rng(seed))
+        assert len(second) == 20
+        assert len(first) == 380
+
+
+def test_missing_symbols_match_nothing_and_a_column_serves_one_gene():
+    var = table(["E1", "E2", "E3", "E4"], symbol=["A", np.nan, np.nan, "B"])
+    match = match_genes({"name": ["A", "nan", "B", "A"]}, var)
+    assert match.columns.tolist() == [0, -1, 3, -1]

@@ -290,3 +290,40 @@ def test_demo_is_used_and_said_when_no_file_is_given(sctool, tmp_path):
     used = cells[cells["split"].isin(["train", "validation"])]
     assert len(used) == 1952
     assert used["cell_type"].isin(["CD34+", "CD14+ Monocyte"]).sum() == 100
+
+
+def test_held_out_cells_of_an_atlas_stay_out(sctool, small, tmp_path):
+    is_b = (small.obs["cell_type"] == "B cell").to_numpy()
+    small[~is_b].write_h5ad(tmp_path / "base.h5ad")
+    small[is_b].write_h5ad(tmp_path / "atlas.h5ad")
+    flags = ("--atlas", "atlas.h5ad", "--atlas-count", "20", "--hold-out", "donor=d1", *QUICK, "--name", "r")
+    assert sctool("train", "scvi", "base.h5ad", *flags).code == 0
+    cells = pd.read_csv(tmp_path / "checkpoints" / "scvi" / "r" / "cells.csv").set_index("cell")
+    used = cells.index[cells["split"].isin(["train", "validation"])]
+    assert not (small.obs.loc[used, "donor"] == "d1").any()
+    ran = sctool("train", "scvi", "base.h5ad", "--atlas", "atlas.h5ad", *QUICK)
+    assert ran.code == 2
+    assert "without --atlas-count" in ran.err
+
+
+def test_an_interrupted_replacement_is_resumed_and_not_taken_for_the_old_run(trained, sctool):
+    from sctool.artifacts.model_folder import RunPlace
+
+    place = RunPlace(trained, resume=False, force=True)
+    place.open({"seed": 1})
+    place.state.write_bytes(b"state")
+    place.close()
+    assert place.state.exists()
+    assert not RunPlace(trained, resume=True, force=False).finished
+
+
+def test_embeddings_of_one_name_are_told_apart(sctool, small, small_file, tmp_path):
+    codes = small.obs["cell_type"].astype("category").cat.codes.to_numpy()
+    for folder, z in (("good", np.eye(9)[codes]), ("bad", np.random.default_rng(0).normal(size=(small.n_obs, 3)))):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / "pca.npy", z)
+    both = ("--embedding", "good/pca.npy", "--embedding", "bad/pca.npy")
+    ran = sctool("eval", "classification", small_file, *both, "--label-key", "cell_type", "--json")
+    scores = json.loads(ran.out)["scores"]
+    assert scores["good/pca.npy"]["accuracy"]["mean"] > 0.99 > scores["bad/pca.npy"]["accuracy"]["mean"] + 0.2
+    assert set(scores) >= {"pca", "good/pca.npy", "bad/pca.npy"}
