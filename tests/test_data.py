@@ -192,6 +192,6 @@ def test_a_large_donor_does_not_swallow_the_training_cells():
 
 
 def test_missing_symbols_match_nothing_and_a_column_serves_one_gene():
-    var = table(["E1", "E2", "E3", "E4"], symbol=["A", np.nan, np.nan, "B"])
+    var = table([f"E{i}" for i in range(10)], symbol=["A", np.nan, np.nan, *"BCDEFGH"])
     match = match_genes({"name": ["A", "nan", "B", "A"]}, var)
     assert match.columns.tolist() == [0, -1, 3, -1]

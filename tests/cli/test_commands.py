@@ -298,7 +298,7 @@ def test_held_out_cells_of_an_atlas_stay_out(sctool, small, tmp_path):
     small[is_b].write_h5ad(tmp_path / "atlas.h5ad")
     flags = ("--atlas", "atlas.h5ad", "--atlas-count", "20", "--hold-out", "donor=d1", *QUICK, "--name", "r")
     assert sctool("train", "scvi", "base.h5ad", *flags).code == 0
-    cells = pd.read_csv(tmp_path / "checkpoints" / "scvi" / "r" / "cells.csv").set_index("cell")
+    cells = pd.read_csv(tmp_path / "checkpoints" / "scvi" / "r" / "cells.csv", dtype={"cell": str}).set_index("cell")
     used = cells.index[cells["split"].isin(["train", "validation"])]
     assert not (small.obs.loc[used, "donor"] == "d1").any()
     ran = sctool("train", "scvi", "base.h5ad", "--atlas", "atlas.h5ad", *QUICK)
