@@ -101,6 +101,7 @@ def test_ctrl_c_saves_and_exits_130(small_file, tmp_path):
     code, err = run(interrupt=True)
     assert code == 130, err
     assert "--resume" in err
+    interrupted = err
     assert (part / "state.safetensors").exists()
     code, err = run()
     assert code == 2
@@ -110,7 +111,8 @@ def test_ctrl_c_saves_and_exits_130(small_file, tmp_path):
     assert "other settings: train was" in err
     code, err = run("--resume")
     assert code == 0, err
-    assert "resumed after" in err
+    if "in epoch 1;" not in interrupted:  # a slow machine may not have finished one
+        assert "resumed after" in err
     assert not part.exists()
 
 
