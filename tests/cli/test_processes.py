@@ -73,7 +73,7 @@ def test_ctrl_c_saves_and_exits_130(small_file, tmp_path):
         small_file,
         "--ar",
         "--epochs",
-        "400",
+        "200",
         "--patience",
         "0",
         "--n-top-genes",
@@ -94,7 +94,7 @@ def test_ctrl_c_saves_and_exits_130(small_file, tmp_path):
         if interrupt:
             time.sleep(0.5)
             process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=600)
         assert "Traceback" not in err
         return process.returncode, err
 
