@@ -21,6 +21,19 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
+    "scgen": {
+        "data.n_top_genes": 0,
+        "train.warmup": 0.0,
+        "train.adam_eps": 1e-8,
+        "train.batch_size": 64,
+        "train.epochs": 150,
+        "train.patience": 20,
+    },
+}
+"""Where a model's defaults differ from those below, which are scVI's."""
+
+
 class DataConfig(Section):
     """Which file, which columns, which genes, which cells."""
 
@@ -34,6 +47,7 @@ class DataConfig(Section):
     counts_layer: str | None = None
     hold_out: str | None = None
     n_top_genes: int = Field(2000, ge=0)
+    target_sum: float = Field(10_000.0, ge=0)
     validation: float = Field(0.1, ge=0, lt=1)
     min_gene_coverage: float = Field(0.5, ge=0, le=1)
     skip_empty: bool = False
@@ -84,6 +98,29 @@ class SCVIConfig(Section):
     dispersion: Literal["gene", "gene-batch"] = "gene"
 
 
+class SCGenConfig(Section):
+    """scGen: the network, which cells are held out, and how a group's response is made from the others'."""
+
+    n_latent: int = Field(32, ge=1)
+    n_hidden: int = Field(256, ge=1)
+    n_layers: int = Field(2, ge=1)
+    dropout: float = Field(0.2, ge=0, lt=1)
+    kl_weight: float = Field(5e-5, ge=0)
+    condition_key: str | None = None
+    control: str | None = None
+    perturbed: str | None = None
+    held_out: str | None = None
+    control_share: float = Field(1.0, ge=0, le=1)
+    in_distribution: str | None = None
+    random_share: float | None = Field(None, gt=0, lt=1)
+    delta: Literal["similar", "mean", "nearest"] = "similar"
+    similarity: float = Field(4.0, ge=0)
+    residual: bool = True
+    blend: float = Field(0.5, ge=0, le=1)
+    floor: float = Field(0.3, gt=0)
+    min_cells: int = Field(10, ge=1)
+
+
 class EvalConfig(Section):
     """How embeddings and predictions are scored."""
 
@@ -103,10 +140,13 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     ar: ARConfig = ARConfig()
     scvi: SCVIConfig = SCVIConfig()
+    scgen: SCGenConfig = SCGenConfig()
     eval: EvalConfig = EvalConfig()
 
 
-def load_config(file: Path | None = None, flags: dict[str, Any] | None = None, sets: list[str] | None = None) -> Config:
+def load_config(
+    file: Path | None = None, flags: dict[str, Any] | None = None, sets: list[str] | None = None, model: str | None = None
+) -> Config:
     """Merge defaults, a YAML file and the command line.
 
     Parameters
@@ -117,6 +157,8 @@ def load_config(file: Path | None = None, flags: dict[str, Any] | None = None, s
         Dotted key to value; a value of None means "not given".
     sets
         ``section.key=value`` strings of ``--set``; the value is read as YAML.
+    model
+        Whose own defaults stand in for the general ones.
 
     Raises
     ------
@@ -135,6 +177,10 @@ def load_config(file: Path | None = None, flags: dict[str, Any] | None = None, s
     for key, value in (flags or {}).items():
         if value is not None:
             _put(tree, key, value)
+    for key, value in MODEL_DEFAULTS.get(model or "", {}).items():
+        section, _, name = key.partition(".")
+        if isinstance(tree.setdefault(section, {}), dict):
+            tree[section].setdefault(name, value)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:

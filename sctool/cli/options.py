@@ -39,6 +39,7 @@ BatchSize = Annotated[int | None, typer.Option(help="Cells in a minibatch.", ric
 LearningRate = Annotated[float | None, typer.Option("--lr", help="Learning rate of Adam.", rich_help_panel=_TRAIN)]
 Patience = Annotated[int | None, typer.Option(help="Epochs without a better validation loss; 0 never stops.", rich_help_panel=_TRAIN)]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.", rich_help_panel=_TRAIN)]
+Keep = Annotated[bool, typer.Option("--resume", help="Keep a result of that name that is there already.", rich_help_panel=_COMMON)]
 Precision = Annotated[str | None, typer.Option(help="fp32 or bf16.", rich_help_panel=_TRAIN)]
 SamplerName = Annotated[str | None, typer.Option("--sampler", help="uniform, adaptive or balanced (labels).", rich_help_panel=_TRAIN)]
 
@@ -49,6 +50,12 @@ ARWarmup = Annotated[int | None, typer.Option(help="First epochs without.", rich
 ARRefresh = Annotated[str | None, typer.Option(help="epoch or online.", rich_help_panel=_AR)]
 ARDensity = Annotated[str | None, typer.Option(help="histogram (published) or knn.", rich_help_panel=_AR)]
 AREmbedding = Annotated[str | None, typer.Option(metavar="OBSM_KEY", help="Weights once, from this embedding.", rich_help_panel=_AR)]
+
+ConditionKey = Annotated[str | None, typer.Option(help="obs column of conditions.", rich_help_panel=_DATA)]
+Control = Annotated[str | None, typer.Option(help="Its value for untreated cells.", rich_help_panel=_DATA)]
+Perturbed = Annotated[str | None, typer.Option(help="Its value for treated cells.", rich_help_panel=_DATA)]
+ResponseGroup = Annotated[str | None, typer.Option("--group-key", help="obs column of groups (cell types, donors).", rich_help_panel=_DATA)]
+HeldOut = Annotated[str | None, typer.Option(metavar="GROUP", help="Its treated cells are never seen, but predicted.", rich_help_panel=_DATA)]
 
 KEYS = {
     "out": "out",
@@ -77,11 +84,19 @@ KEYS = {
     "ar_refresh": "ar.refresh",
     "ar_density": "ar.density",
     "ar_embedding": "ar.embedding",
-    "n_latent": "scvi.n_latent",
-    "n_hidden": "scvi.n_hidden",
-    "n_layers": "scvi.n_layers",
+    "n_latent": "MODEL.n_latent",
+    "n_hidden": "MODEL.n_hidden",
+    "n_layers": "MODEL.n_layers",
     "likelihood": "scvi.likelihood",
     "dispersion": "scvi.dispersion",
+    "condition_key": "scgen.condition_key",
+    "control": "scgen.control",
+    "perturbed": "scgen.perturbed",
+    "held_out": "scgen.held_out",
+    "control_share": "scgen.control_share",
+    "in_distribution": "scgen.in_distribution",
+    "random_share": "scgen.random_share",
+    "delta": "scgen.delta",
     "neighbors": "eval.neighbors",
     "splits": "eval.split_seeds",
     "samples": "eval.samples",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 from sctool.cli import options as o
 from sctool.cli.session import Session, score_table
+from sctool.errors import SctoolError
 
 app = typer.Typer(no_args_is_help=True, help="Apply a trained model to new cells.")
 
@@ -51,3 +55,57 @@ def scvi(
     figures = write_predictions(query, folder, results, force=session.force)
     rows = [[key, f"{value:.4g}" if isinstance(value, float) else str(value)] for key, value in figures.items()]
     session.result({"results": str(results), **figures}, [score_table(results.name, ["figure", "value"], rows, "left")], [str(results)])
+
+
+@app.command("scgen")
+def scgen(
+    model: o.Model,
+    data: o.Data = None,
+    group: Annotated[list[str] | None, typer.Option(help="Predict this group only; may be repeated. Default: those held out.")] = None,
+    condition_key: o.ConditionKey = None,
+    control: o.Control = None,
+    group_key: o.ResponseGroup = None,
+    counts_layer: o.CountsLayer = None,
+    name: o.Name = None,
+    out: o.Out = None,
+    device: o.Device = None,
+    threads: o.Threads = None,
+    config: o.ConfigFile = None,
+    set_: o.Set = None,
+    resume: o.Keep = False,
+    force: o.Force = False,
+    json_: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Predict the treated cells of a group from its control cells; writes results/scgen/RUN/predictions.h5ad.
+
+    Without DATA the file of training is read, and its held-out groups are predicted.
+    """
+    session = Session(locals(), "scgen")
+    from sctool.artifacts.model_folder import open_model
+    from sctool.artifacts.result_folder import check_free
+
+    folder = open_model(model, "scgen")
+    results = session.out / "results" / "scgen" / (session.name or folder.name)
+    if session.resume and results.exists():
+        session.result({"results": str(results)}, [], [str(results)])
+        return
+    check_free(results, force=session.force)
+    about = folder.manifest["data"]
+    path = data or Path(about["file"])
+    if not path.exists() and data is None:
+        raise SctoolError(f"the file of training, {path}, is not there any more", "give the .h5ad after the model")
+    session.limit_threads()
+    from sctool.engine.query import open_query
+    from sctool.engine.respond import control_cells, write_response
+    from sctool.models.registry import BUILDERS
+
+    query = open_query(folder, BUILDERS["scgen"], path, session.config)
+    session.say(str(query.match))
+    cells = control_cells(query, folder, session.config, group, data is None)
+    scale = f"log1p of counts per {about['target_sum']:,.0f}" if about["target_sum"] else "as in the file of training"
+    note = {"file": str(path), "control": about["control"], "perturbed": about["perturbed"], "scale": scale}
+    weights = write_response(query, folder, cells, results, note, force=session.force)
+    rows = [[row["group"], row["from"], f"{row['weight']:.2f}"] for _, row in weights.iterrows() if row["weight"] >= 0.005]
+    table = score_table(f"{about['perturbed']}: who each group's response is taken from", ["group", "from", "weight"], rows)
+    session.result({"results": str(results), "cells": {key: len(part) for key, part in cells.items()}}, [table], [str(results)])

@@ -25,17 +25,17 @@ class Session:
     flags
         The parameters of the command function, by name (``locals()``).
     job
-        Whose demo stands in for a file.
+        The model, whose defaults apply and whose demo stands in for a file.
     """
 
     def __init__(self, flags: dict[str, Any], job: str = "scvi") -> None:
-        values = {KEYS[name]: value for name, value in flags.items() if name in KEYS}
+        values = {KEYS[name].replace("MODEL", job): value for name, value in flags.items() if name in KEYS}
         if flags.get("ar") is not None:
             if flags["ar"] and flags.get("sampler") not in (None, "adaptive"):
                 raise SctoolError(f"--ar and --sampler {flags['sampler']} exclude each other", "give one of them")
             if flags["ar"] or flags.get("sampler") is None:
                 values["train.sampler"] = "adaptive" if flags["ar"] else "uniform"
-        self.config: Config = load_config(flags.get("config"), values, flags.get("set_"))
+        self.config: Config = load_config(flags.get("config"), values, flags.get("set_"), job)
         self.json, self.quiet = bool(flags.get("json_")), bool(flags.get("quiet"))
         self.force, self.resume = bool(flags.get("force")), bool(flags.get("resume"))
         self.name: str | None = flags.get("name")
@@ -66,10 +66,15 @@ class Session:
             self.say(f"data: {self.config.data.path} (config.yaml)")
             return Path(self.config.data.path)
         self.demo = DEMOS[self._job]
-        current = self.config.data.model_dump()
-        fitting = {key: value for key, value in self.demo.columns.items() if current[key] is None}
-        self.config = self.config.model_copy(update={"data": self.config.data.model_copy(update=fitting)})
-        said = ", ".join(f"--{key.replace('_', '-')} {value}" for key, value in fitting.items())
+        tree = self.config.model_dump()
+        keys = {key: key.split(".") for key in self.demo.settings}
+        chosen = any(tree["scgen"][key] is not None for key in ("in_distribution", "random_share"))  # they exclude held_out
+        fitting = [key for key, (section, name) in keys.items() if tree[section][name] is None and not (name == "held_out" and chosen)]
+        for key in fitting:
+            section, name = keys[key]
+            tree[section][name] = self.demo.settings[key]
+        self.config = Config.model_validate(tree)
+        said = ", ".join(f"--{keys[key][1].replace('_', '-')} {self.demo.settings[key]}" for key in fitting)
         self.say(f"data: the bundled demo {self.demo.file}" + (f" with {said}" if said else ""))
         return self.demo.path
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sctool.cli import options as o
 from sctool.cli.session import Session, score_table
 
+if TYPE_CHECKING:
+    from sctool.data.prepare import Prepared
+
 app = typer.Typer(no_args_is_help=True, help="Train a model; every torch model takes --ar.")
-_MODEL = "Model"
+_MODEL, _DESIGN = "Model", "Design"
 
 
 @app.command("scvi")
@@ -61,19 +66,70 @@ def scvi(
     _train(session, "scvi", data)
 
 
+@app.command("scgen")
+def scgen(
+    data: o.Data = None,
+    ar: o.AR = None,
+    condition_key: o.ConditionKey = None,
+    control: o.Control = None,
+    perturbed: o.Perturbed = None,
+    group_key: o.ResponseGroup = None,
+    held_out: o.HeldOut = None,
+    control_share: Annotated[float | None, typer.Option(help="Share of its control cells to train on.", rich_help_panel=_DESIGN)] = None,
+    in_distribution: Annotated[
+        str | None, typer.Option(metavar="GROUP", help="Instead: keep half of a group back, both conditions.", rich_help_panel=_DESIGN)
+    ] = None,
+    random_share: Annotated[
+        float | None, typer.Option(help="Instead: a random share of all cells plays the held-out group.", rich_help_panel=_DESIGN)
+    ] = None,
+    delta: Annotated[str | None, typer.Option(help="Groups count: similar, mean or nearest.", rich_help_panel=_MODEL)] = None,
+    n_latent: Annotated[int | None, typer.Option(help="Latent dimensions.", rich_help_panel=_MODEL)] = None,
+    n_hidden: Annotated[int | None, typer.Option(help="Units of a hidden layer.", rich_help_panel=_MODEL)] = None,
+    n_layers: Annotated[int | None, typer.Option(help="Hidden layers.", rich_help_panel=_MODEL)] = None,
+    counts_layer: o.CountsLayer = None,
+    n_top_genes: o.TopGenes = None,
+    epochs: o.Epochs = None,
+    batch_size: o.BatchSize = None,
+    lr: o.LearningRate = None,
+    patience: o.Patience = None,
+    precision: o.Precision = None,
+    sampler: o.SamplerName = None,
+    ar_bins: o.ARBins = None,
+    ar_smoothing: o.ARSmoothing = None,
+    ar_warmup: o.ARWarmup = None,
+    ar_refresh: o.ARRefresh = None,
+    ar_density: o.ARDensity = None,
+    ar_embedding: o.AREmbedding = None,
+    label_key: o.LabelKey = None,
+    name: o.Name = None,
+    out: o.Out = None,
+    seed: o.Seed = None,
+    device: o.Device = None,
+    threads: o.Threads = None,
+    config: o.ConfigFile = None,
+    set_: o.Set = None,
+    resume: o.Resume = False,
+    force: o.Force = False,
+    json_: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Train scGen to predict how a group of cells responds to a treatment it was not seen under; writes checkpoints/scgen/RUN/."""
+    session = Session(locals(), "scgen")
+    _train(session, "scgen", data)
+
+
 def _train(session: Session, model: str, data: o.Data) -> None:
-    """Train a model of counts; the same for all of them."""
+    """Train a model; the same for all of them."""
     path = session.data_path(data)
     session.limit_threads()
     from sctool.artifacts.model_folder import RunPlace, open_model
-    from sctool.data.prepare import prepare_counts
     from sctool.engine.device import choose_device, describe_device
     from sctool.engine.progress import TerminalReporter
     from sctool.engine.run import run_training
     from sctool.models.registry import BUILDERS
 
     config = session.config
-    run = session.name or _run_name(session, path.stem)
+    run = session.name or _run_name(session, model, path.stem)
     folder = session.out / "checkpoints" / model / run
     place = RunPlace(folder, resume=session.resume, force=session.force)
     if place.finished:
@@ -81,7 +137,7 @@ def _train(session: Session, model: str, data: o.Data) -> None:
         made = open_model(folder)
     else:
         session.say(f"device: {describe_device(choose_device(config.device))}")
-        prepared = prepare_counts(path, config, session.demo)
+        prepared = _prepare(session, model, path)
         for line in prepared.notes:
             session.say(line)
         reporter = None if session.quiet or session.json else TerminalReporter(session.console)
@@ -91,8 +147,26 @@ def _train(session: Session, model: str, data: o.Data) -> None:
     session.result({"model": str(folder), **metrics}, [score_table(run, ["figure", "value"], rows, "left")], [str(folder)])
 
 
-def _run_name(session: Session, stem: str) -> str:
+def _prepare(session: Session, model: str, path: Path) -> Prepared:
+    """The cells a model trains on."""
+    if model == "scgen":
+        from sctool.data.response import prepare_response
+
+        return prepare_response(path, session.config)
+    from sctool.data.prepare import prepare_counts
+
+    return prepare_counts(path, session.config, session.demo)
+
+
+def _run_name(session: Session, model: str, stem: str) -> str:
+    """Data, design, sampler and seed: all that usually differs between the runs of a loop."""
     config = session.config
     arm = {"uniform": "standard", "adaptive": "ar", "balanced": "balanced"}[config.train.sampler]
-    atlas = f"-atlas{config.data.atlas_count}" if config.data.atlas_count is not None else ""
-    return f"{stem}{atlas}-{arm}-seed{config.seed}"
+    parts = [stem, f"atlas{config.data.atlas_count}" if config.data.atlas_count is not None else ""]
+    if model == "scgen":
+        scgen = config.scgen
+        parts += [scgen.held_out or "", f"in-{scgen.in_distribution}" if scgen.in_distribution else ""]
+        parts += [f"random{scgen.random_share:g}" if scgen.random_share else ""]
+        parts += [f"share{scgen.control_share:g}" if scgen.control_share < 1 else ""]
+    name = "-".join([*filter(None, parts), arm, f"seed{config.seed}"])
+    return re.sub(r"[^\w.+-]+", "_", name)

@@ -61,15 +61,7 @@ def check_counts_file(file: H5ad, data: DataConfig) -> Checked:
         checked.counts = find_counts(file, data.counts_layer)
     except SctoolError as error:
         checked.problems.append(error)
-    for names, what, remedy in (
-        (file.obs.index, "cell", "adata.obs_names_make_unique()"),
-        ((checked.counts.var if checked.counts else file.var).index, "gene", "adata.var_names_make_unique(), or sum the copies"),
-    ):
-        repeated = names[names.duplicated()]
-        if len(repeated):
-            checked.problems.append(
-                SctoolError(f"{len(repeated)} {what} names occur more than once, e.g. {repeated[0]}", f"make them unique: {remedy}")
-            )
+    checked.problems += check_names(file, checked.counts.var if checked.counts else file.var)
     checked.problems += _columns(file, data)
     if data.hold_out:
         try:
@@ -87,6 +79,17 @@ def check_counts_file(file: H5ad, data: DataConfig) -> Checked:
             checked.notes.append(f"{checked.counts.source}: {checked.counts.note}")
         _values(checked, data)
     return checked
+
+
+def check_names(file: H5ad, var: pd.DataFrame) -> Iterator[SctoolError]:
+    """Names of cells or genes that occur more than once."""
+    for names, what, remedy in (
+        (file.obs.index, "cell", "adata.obs_names_make_unique()"),
+        (var.index, "gene", "adata.var_names_make_unique(), or sum the copies"),
+    ):
+        repeated = names[names.duplicated()]
+        if len(repeated):
+            yield SctoolError(f"{len(repeated)} {what} names occur more than once, e.g. {repeated[0]}", f"make them unique: {remedy}")
 
 
 def _columns(file: H5ad, data: DataConfig) -> Iterator[SctoolError]:

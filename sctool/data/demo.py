@@ -12,11 +12,11 @@ _HOMES = (Path(__file__).parents[2] / "data" / "demo", Path(__file__).parents[1]
 class Demo:
     """A bundled file.
 
-    ``columns`` are the settings under ``data`` of config.yaml that fit it; a flag or config.yaml wins over them.
+    ``settings`` are the keys of config.yaml that fit it; a flag or config.yaml wins over them.
     """
 
     file: str
-    columns: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, str] = field(default_factory=dict)
     atlas: str = ""
     """COLUMN=VALUE of the cells which stand in for an atlas."""
 
@@ -26,5 +26,15 @@ class Demo:
         return next((home / self.file for home in _HOMES if (home / self.file).exists()), _HOMES[0] / self.file)
 
 
-CELLS = Demo("cells.h5ad", {"label_key": "cell_type", "hold_out": "part=test"}, atlas="part=atlas")
-DEMOS = {"scvi": CELLS}
+CELLS = Demo("cells.h5ad", {"data.label_key": "cell_type", "data.hold_out": "part=test"}, atlas="part=atlas")
+TREATED = Demo(
+    "treated.h5ad",
+    {
+        "data.group_key": "donor",
+        "scgen.condition_key": "condition",
+        "scgen.control": "control",
+        "scgen.perturbed": "panobinostat",
+        "scgen.held_out": "PW034",
+    },
+)
+DEMOS = {"scvi": CELLS, "scgen": TREATED}

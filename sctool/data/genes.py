@@ -102,7 +102,7 @@ def _bare(name: str) -> str:
 
 
 def variable_genes(
-    counts: sp.csr_matrix, n_top: int, batches: NDArray[np.int64] | None = None, smallest_batch: int = 100
+    counts: sp.csr_matrix, n_top: int, batches: NDArray[np.int64] | None = None, smallest_batch: int = 100, logged: bool = False
 ) -> NDArray[np.int64]:
     """Columns of the highly variable genes (Seurat v3, on counts), in the order of the file.
 
@@ -114,6 +114,8 @@ def variable_genes(
         How many; 0 keeps every gene that is not all zero.
     batches
         Codes of the batch of each cell; ranks are then combined over batches, if each has ``smallest_batch`` cells.
+    logged
+        The matrix is log expression, not counts: the ranking is then Seurat's first (dispersion in bins of the mean).
     """
     detected = np.flatnonzero(counts.getnnz(axis=0) > 0)
     if n_top == 0 or n_top >= len(detected):
@@ -122,6 +124,9 @@ def variable_genes(
     import scanpy as sc
 
     cells = ad.AnnData(counts)
+    if logged:
+        table = sc.pp.highly_variable_genes(cells, flavor="seurat", n_top_genes=n_top, inplace=False)
+        return np.flatnonzero(table["highly_variable"].to_numpy())
     by_batch = batches is not None and np.bincount(batches).min() >= smallest_batch and len(np.unique(batches)) > 1
     if by_batch:
         cells.obs["batch"] = pd.Series(batches, index=cells.obs_names, dtype="category")

@@ -31,11 +31,11 @@ HVG_CELLS_BACKED = 10_000
 class Prepared:
     """Cells ready for training."""
 
-    counts: Any
-    """CSR of shape (cells, all genes of the file); arrays in memory or memory-mapped."""
+    matrix: Any
+    """What the model reads, counts or log expression: CSR of shape (cells, all genes of the file); in memory or memory-mapped."""
     obs: pd.DataFrame
     columns: NDArray[np.int64]
-    """Columns of ``counts`` the model uses, in the model's order."""
+    """Columns of ``matrix`` the model uses, in the model's order."""
     genes: dict[str, list[str]]
     """Names of those genes by kind; ``name`` is the main one."""
     vocabularies: dict[str, Vocabulary]
@@ -48,14 +48,25 @@ class Prepared:
     """Given latent codes of the cells, where ``ar.embedding`` names them; shape (cells, dimensions)."""
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """What a network is built from."""
+        plurals = {"batch": "n_batches", "group": "n_groups"}
+        return {"n_genes": len(self.columns), **{plurals[key]: len(known) for key, known in self.vocabularies.items()}}
+
+    @property
     def notes(self) -> list[str]:
         """Lines for people."""
         sizes = {part: len(self.rows(part)) for part in ("train", "validation", "test")}
         said = ", ".join(f"{n:,} {part}" for part, n in sizes.items() if n)
         return [
             *(f"note: {note}" for note in self.about["notes"]),
-            f"{said} cells; {len(self.columns):,} genes; counts from {self.about['counts']}",
+            f"{said} cells; {len(self.columns):,} genes; {self.reads} from {self.about[self.reads]}",
         ]
+
+    @property
+    def reads(self) -> str:
+        """``counts`` or ``expression``."""
+        return "counts" if "counts" in self.about else "expression"
 
     def rows(self, part: str) -> NDArray[np.int64]:
         """Rows of a part."""
@@ -113,7 +124,7 @@ def prepare_counts(path: Path, config: Config, demo: Demo | None = None) -> Prep
     chosen = train if not data.backed else np.sort(rng.permutation(train)[:HVG_CELLS_BACKED])
     columns = variable_genes(take_rows(counts, chosen), data.n_top_genes, codes["batch"][chosen] if data.batch_key else None)
     genes = {kind: [names[column] for column in columns] for kind, names in gene_names(var).items()}
-    about |= {"cells": len(obs), "genes": len(var), "fingerprint": _fingerprint(obs, var, counts)}
+    about |= {"cells": len(obs), "genes": len(var), "fingerprint": fingerprint(obs, var, counts)}
     return Prepared(counts, obs, columns, genes, vocabularies, codes, split, about, embedding)
 
 
@@ -173,7 +184,7 @@ def _keep(split: NDArray[Any], rows: NDArray[np.int64], n: int, rng: np.random.G
     return split
 
 
-def _fingerprint(obs: pd.DataFrame, var: pd.DataFrame, counts: Any) -> str:
+def fingerprint(obs: pd.DataFrame, var: pd.DataFrame, counts: Any) -> str:
     """A hash of the cell names, the gene names and where the counts of each cell lie."""
     digest = hashlib.sha256()
     for names in (obs.index, var.index):

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import anndata as ad
-import h5py
 import numpy as np
 import pandas as pd
 
 from sctool.artifacts.atomic import write_json
+from sctool.artifacts.cells import CHUNK_CELLS, Block, frame_of, write_cells
 from sctool.artifacts.model_folder import ModelFolder
 from sctool.artifacts.result_folder import result_folder
 from sctool.engine.query import Query
-
-DECODE_CELLS = 1024
 
 
 def write_predictions(query: Query, folder: ModelFolder, results: Path, *, force: bool) -> dict[str, Any]:
@@ -36,22 +34,15 @@ def write_predictions(query: Query, folder: ModelFolder, results: Path, *, force
     }
     with result_folder(results, force=force) as partial:
         np.save(partial / "latent.npy", z_nl)
-        cells = ad.AnnData(obs=query.obs.copy(), var=pd.DataFrame(index=pd.Index(genes)), obsm={"X_scvi": z_nl})
-        cells.uns["sctool"] = {"model": str(folder.path), "X": "log1p of decoded counts per 10,000"}
-        cells.write_h5ad(partial / "predictions.h5ad")
-        with h5py.File(partial / "predictions.h5ad", "a") as file:
-            if "X" in file:
-                del file["X"]
-            chunks = (min(n, DECODE_CELLS), len(genes))
-            x = file.create_dataset("X", (n, len(genes)), np.float32, chunks=chunks, compression="lzf")
-            layers = file.require_group("layers")
-            normalized = layers.create_dataset("normalized", (n, len(genes)), np.float32, chunks=chunks, compression="lzf")
-            for dataset in (x, normalized):
-                dataset.attrs["encoding-type"], dataset.attrs["encoding-version"] = "array", "0.2.0"
-            for start in range(0, n, DECODE_CELLS):
-                for rows, proportions_ng in query.proportions(np.arange(start, min(n, start + DECODE_CELLS))):
-                    normalized[rows[0] : rows[-1] + 1] = 1e4 * proportions_ng
-                    x[rows[0] : rows[-1] + 1] = np.log1p(1e4 * proportions_ng)
+        about = {"model": str(folder.path), "X": "log1p of decoded counts per 10,000"}
+        frame = frame_of(query.obs, genes, obsm={"X_scvi": z_nl}, uns={"sctool": about})
+
+        def blocks() -> Iterator[Block]:
+            for start in range(0, n, CHUNK_CELLS):
+                for _, proportions_ng in query.proportions(np.arange(start, min(n, start + CHUNK_CELLS))):
+                    yield {"X": np.log1p(1e4 * proportions_ng), "normalized": 1e4 * proportions_ng}
+
+        write_cells(partial / "predictions.h5ad", frame, blocks())
         _cells_table(query, folder).to_csv(partial / "cells.csv", index=False)
         write_json(partial / "metrics.json", {"task": "predict", **figures})
     return figures

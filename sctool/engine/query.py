@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 
@@ -18,6 +17,7 @@ from sctool.config import Config
 from sctool.data.genes import GeneMatch
 from sctool.data.minibatch import CellStore
 from sctool.data.prepare import query_counts
+from sctool.data.response import query_expression
 from sctool.data.vocabulary import Vocabulary
 from sctool.engine.device import choose_device, in_chunks
 from sctool.engine.trainer import embed
@@ -30,7 +30,6 @@ class Query:
 
     module: Any
     store: CellStore
-    counts: sp.csr_matrix
     obs: pd.DataFrame
     match: GeneMatch
     batches_known: float
@@ -102,9 +101,13 @@ def open_query(folder: ModelFolder, build: Callable[[Config, dict[str, int]], An
     if data.batch_key is None:
         data = data.model_copy(update={"batch_key": trained.data.batch_key})
     vocabularies = {key: Vocabulary(tuple(values)) for key, values in folder.manifest["vocabularies"].items()}
-    counts, obs, match, codes = query_counts(path, config.model_copy(update={"data": data}), folder.manifest["genes"], vocabularies)
+    about, known, codes = folder.manifest["data"], 1.0, {}
+    if "expression" in about:
+        counts, obs, match = query_expression(path, data, folder.manifest["genes"], about["target_sum"])
+    else:
+        counts, obs, match, codes = query_counts(path, config.model_copy(update={"data": data}), folder.manifest["genes"], vocabularies)
+        known = float((codes["batch"] < len(vocabularies["batch"])).mean())
     device = choose_device(config.device)
     store = CellStore(counts, codes, obs.index, match.columns, device)
-    known = float((codes["batch"] < len(vocabularies["batch"])).mean())
     genes = folder.manifest["genes"]["name"]
-    return Query(load_module(folder, build).to(device), store, counts, obs, match, known, genes, config.train.inference_chunk)
+    return Query(load_module(folder, build).to(device), store, obs, match, known, genes, config.train.inference_chunk)

@@ -1,10 +1,11 @@
-"""A run of training from prepared cells to a model folder; the same for every model of counts."""
+"""A run of training from prepared cells to a model folder; the same for every model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -13,7 +14,7 @@ from sctool.config import Config
 from sctool.data.minibatch import CellStore
 from sctool.data.prepare import Prepared
 from sctool.data.samplers import Sampler
-from sctool.engine.device import choose_device, own_randomness
+from sctool.engine.device import choose_device, in_chunks, own_randomness
 from sctool.engine.samplers import make_sampler
 from sctool.engine.trainer import Fit, Reporter, Trainer
 
@@ -50,15 +51,15 @@ def run_training(
         Where it is written, and whether an interrupted run is resumed.
     """
     device = choose_device(config.device)
-    sizes = {"n_genes": len(prepared.columns), "n_batches": len(prepared.vocabularies["batch"])}
+    sizes = prepared.sizes
     train_rows, validation_rows = prepared.rows("train"), prepared.rows("validation")
     config = config.model_copy(
         update={"train": config.train.model_copy(update={"epochs": config.train.epochs or default_epochs(len(train_rows))})}
     )
     # Columns are taken once where the matrix is in memory, and at every fetch where it is on disk.
     on_disk = config.data.backed
-    counts = prepared.counts if on_disk else prepared.counts[:, prepared.columns]
-    store = CellStore(counts, prepared.codes, prepared.obs.index, prepared.columns if on_disk else None, device)
+    matrix = prepared.matrix if on_disk else prepared.matrix[:, prepared.columns]
+    store = CellStore(matrix, prepared.codes, prepared.obs.index, prepared.columns if on_disk else None, device)
     labels = prepared.obs[config.data.label_key].astype(object).fillna("").astype(str).to_numpy() if config.data.label_key else None
     sampler = make_sampler(train_rows, config.train, config.ar, labels=labels, embedding=prepared.embedding)
     with own_randomness(device):
@@ -77,6 +78,9 @@ def run_training(
     place.open(run_settings(name, config, prepared))
     try:
         fit = trainer.fit(resume=place.resume)
+        if hasattr(module, "remember"):
+            known = np.sort(np.concatenate([train_rows, validation_rows]))
+            module.remember(batch for _, batch in in_chunks(store.batch, known, config.train.inference_chunk))
         folder = _save(name, module, sampler, fit, sizes, prepared, config, place, device)
         place.saved = True
         return folder
@@ -98,8 +102,8 @@ def _save(
     """Write the model folder."""
     train_rows, validation_rows = prepared.rows("train"), prepared.rows("validation")
     cells = pd.DataFrame({"cell": prepared.obs.index.astype(str), "split": prepared.split})
-    for key in dict.fromkeys((config.data.label_key, config.data.batch_key)):
-        if key:  # under another name where it would hide a column of ours
+    for key in dict.fromkeys((config.data.label_key, config.data.batch_key, config.data.group_key, config.scgen.condition_key)):
+        if key and key in prepared.obs:  # under another name where it would hide a column of ours
             cells[f"obs_{key}" if key in ("cell", "split", "weight") else key] = prepared.obs[key].astype(object).to_numpy()
     if "weights" in sampler.state:
         cells.loc[train_rows, "weight"] = sampler.state["weights"] * len(train_rows)

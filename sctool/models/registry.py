@@ -16,4 +16,10 @@ def _scvi(config: Config, sizes: dict[str, int]) -> Any:
     return SCVI(config.scvi, **sizes)
 
 
-BUILDERS: dict[str, Builder] = {"scvi": _scvi}
+def _scgen(config: Config, sizes: dict[str, int]) -> Any:
+    from sctool.models.scgen import SCGen
+
+    return SCGen(config.scgen, **sizes)
+
+
+BUILDERS: dict[str, Builder] = {"scvi": _scvi, "scgen": _scgen}

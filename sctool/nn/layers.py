@@ -35,31 +35,43 @@ class CodedLinear(nn.Module):
 
 
 class MLP(nn.Module):
-    """Blocks of linear, BatchNorm (eps 1e-3, momentum 0.01), ReLU, dropout: the fully connected layers of scVI.
+    """Blocks of linear, BatchNorm (eps 1e-3, momentum 0.01), ReLU, dropout: the fully connected layers of scVI and scGen.
 
-    Covariates enter every block.
+    Covariates enter every block; a ``slope`` above 0 makes the ReLU leaky.
     """
 
-    def __init__(self, n_in: int, n_hidden: int, n_layers: int, dropout: float, n_categories: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, n_in: int, n_hidden: int, n_layers: int, dropout: float, n_categories: tuple[int, ...] = (), slope: float = 0.0
+    ) -> None:
         super().__init__()
         sizes = [n_in] + [n_hidden] * (n_layers - 1)
         self.linears = nn.ModuleList(CodedLinear(size, n_hidden, n_categories) for size in sizes)
         self.norms = nn.ModuleList(nn.BatchNorm1d(n_hidden, eps=1e-3, momentum=0.01) for _ in sizes)
+        self.activation = nn.LeakyReLU(slope) if slope else nn.ReLU()
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_ni: Tensor, *codes: Tensor) -> Tensor:
         """Shape (cells, n_in) to (cells, n_hidden)."""
         for linear, norm in zip(self.linears, self.norms, strict=True):
-            x_ni = self.dropout(torch.relu(norm(linear(x_ni, *codes))))
+            x_ni = self.dropout(self.activation(norm(linear(x_ni, *codes))))
         return x_ni
 
 
 class NormalEncoder(nn.Module):
     """An MLP with two heads: posterior mean, and variance ``exp(.) + 1e-4``, both of shape (cells, latent)."""
 
-    def __init__(self, n_in: int, n_hidden: int, n_latent: int, n_layers: int, dropout: float, n_categories: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        n_in: int,
+        n_hidden: int,
+        n_latent: int,
+        n_layers: int,
+        dropout: float,
+        n_categories: tuple[int, ...] = (),
+        slope: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.body = MLP(n_in, n_hidden, n_layers, dropout, n_categories)
+        self.body = MLP(n_in, n_hidden, n_layers, dropout, n_categories, slope)
         self.mean = nn.Linear(n_hidden, n_latent)
         self.log_variance = nn.Linear(n_hidden, n_latent)
 

@@ -1,0 +1,101 @@
+"""Log-normalised expression: made from raw counts where a file has them, else taken as it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from sctool.config import DataConfig
+from sctool.data.matrix_kind import MatrixKind, find_counts, judge
+from sctool.data.read import H5ad
+from sctool.errors import SctoolError
+
+LOGGED = ("log1p", "log-like", "log1p counts")
+
+
+@dataclass(frozen=True)
+class Expression:
+    """The matrix of a file from which log expression comes."""
+
+    source: str
+    kind: MatrixKind
+    var: pd.DataFrame
+
+    @property
+    def note(self) -> str:
+        """What is done with it."""
+        return "" if self.kind.is_counts else f"{self.source} is {self.kind}; used as it is"
+
+
+def find_expression(file: H5ad, data: DataConfig) -> Expression:
+    """Raw counts where there are any (or the layer asked for), else ``X`` if it holds logarithms.
+
+    Raises
+    ------
+    SctoolError
+        Saying what ``X`` holds instead.
+    """
+    try:
+        counts = find_counts(file, data.counts_layer)
+        return Expression(counts.source, counts.kind, counts.var)
+    except SctoolError:
+        if data.counts_layer or "X" not in file.shapes:
+            raise
+    kind = judge(file, "X")
+    if kind.kind not in LOGGED:
+        raise SctoolError(
+            f"{file.path.name}: X is {kind}; raw counts or log-normalised expression are needed",
+            'put raw counts into layers["counts"] or X, or log1p of counts per 10,000 into X',
+        )
+    return Expression("X", kind, file.var)
+
+
+def log_normalise(counts: sp.csr_matrix, target_sum: float) -> sp.csr_matrix:
+    """``log(1 + counts * target_sum / total)`` of each cell, float32; a cell without counts stays zero.
+
+    The zeros stay zeros, so nothing is made dense.
+    """
+    totals_n = np.asarray(counts.sum(1), np.float64).ravel()
+    scale_n = np.divide(target_sum, totals_n, out=np.zeros_like(totals_n), where=totals_n > 0)
+    values_e = np.log1p(counts.data * np.repeat(scale_n, np.diff(counts.indptr))).astype(np.float32)
+    return sp.csr_matrix((values_e, counts.indices, counts.indptr), shape=counts.shape)
+
+
+def read_expression(file: H5ad, data: DataConfig, target_sum: float | None) -> tuple[sp.csr_matrix, Expression]:
+    """Log expression of all cells and genes of a file, CSR float32, and where it came from.
+
+    Parameters
+    ----------
+    target_sum
+        Counts are scaled to so many per cell, as they were for the model; None where the model was trained on logarithms.
+
+    Raises
+    ------
+    SctoolError
+        If there are NaN, infinite or negative values, or the file is on another scale than the model.
+    """
+    matrix, found = read_matrix(file, data)
+    if found.kind.is_counts:
+        if target_sum is None:
+            raise SctoolError(
+                f"{file.path.name} has raw counts, but the model was trained on logarithms of unknown scale", "put those into X instead"
+            )
+        return log_normalise(matrix, target_sum), found
+    if target_sum and found.kind.target and abs(found.kind.target / target_sum - 1) > 0.01:
+        raise SctoolError(
+            f"{file.path.name}: {found.note}; the model was trained on cells scaled to {target_sum:,.0f}", "scale it likewise, or give counts"
+        )
+    return matrix, found
+
+
+def read_matrix(file: H5ad, data: DataConfig) -> tuple[sp.csr_matrix, Expression]:
+    """The matrix of :func:`find_expression` as the file has it, CSR float32, checked."""
+    found = find_expression(file, data)
+    matrix = file.matrix(found.source)
+    bad = int((~np.isfinite(matrix.data)).sum() + (matrix.data < 0).sum())
+    if bad:
+        raise SctoolError(f"{file.path}: {found.source} has {bad} NaN, infinite or negative values", "put raw counts into it")
+    return matrix, found
