@@ -27,7 +27,8 @@ MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
         "train.warmup": 0.0,
         "train.adam_eps": 1e-8,
         "train.batch_size": 64,
-        "train.epochs": 150,
+        "train.lr": 2e-3,
+        "train.epochs": 80,
         "train.patience": 20,
     },
 }

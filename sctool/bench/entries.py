@@ -21,6 +21,7 @@ from sctool.models.registry import BUILDERS
 
 ARMS = {"uniform": "standard", "adaptive": "ar", "balanced": "balanced"}
 FEWEST_CELLS = 20
+EMBEDS_COUNTS = ("scvi",)
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ def open_entries(paths: list[Path], data: Path, config: Config) -> list[ModelEnt
     entries = []
     for folder in folders:
         kind = folder.manifest["model"]
-        if kind not in BUILDERS:
-            raise SctoolError(f"{folder.path} holds an unknown model {kind!r}", f"this version knows {', '.join(BUILDERS)}")
+        if kind not in EMBEDS_COUNTS:
+            raise SctoolError(f"{folder.path} holds a {kind} model, which is not scored here", f"give a model of {', '.join(EMBEDS_COUNTS)}")
         name = folder.name if names.count(folder.name) == 1 else str(folder.path)
         entries.append(ModelEntry(name, folder, open_query(folder, BUILDERS[kind], data, config)))
     return entries

@@ -8,10 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from sctool.artifacts.atomic import write_json
+from sctool.artifacts.atomic import atomic_file, write_json
 from sctool.artifacts.result_folder import result_folder
 from sctool.bench.entries import ModelEntry
 from sctool.bench.paired import Paired, paired_difference
+from sctool.metrics.base import METRICS
+
+_UNTRAINED = ("baseline", "ceiling", "embedding", "prediction")
 
 
 @dataclass(frozen=True)
@@ -20,13 +23,17 @@ class Evaluation:
 
     task: str
     scores: pd.DataFrame
-    """One row per contestant or baseline (and split): ``name, arm, seed``, and a column per score."""
+    """One row per contestant, baseline or ceiling (and split or group): ``name, arm, seed``, and a column per score."""
     columns: tuple[str, ...]
-    """The scores shown; the first decides."""
+    """The scores shown."""
     about: dict[str, Any]
     """Further figures for ``metrics.json``."""
     tables: dict[str, pd.DataFrame]
     """Further tables, by file name."""
+    pair_by: tuple[str, ...] = ("seed",)
+    """What two arms must share to be compared."""
+    decide: tuple[str, ...] = ()
+    """The scores that say who is behind; none: the first of ``columns``."""
 
     @property
     def summary(self) -> pd.DataFrame:
@@ -35,8 +42,8 @@ class Evaluation:
 
     @property
     def paired(self) -> dict[str, dict[str, Paired]]:
-        """Each other arm against ``standard``, by arm and score, paired over training seeds; empty where no seed has both."""
-        runs = self.scores[~self.scores["arm"].isin(["baseline", "embedding"])].groupby(["arm", "seed"])[list(self.columns)].mean()
+        """Each other arm against ``standard``, by arm and score, paired over training seeds (and groups); empty where none has both."""
+        runs = self.scores[~self.scores["arm"].isin(_UNTRAINED)].groupby(["arm", *self.pair_by])[list(self.columns)].mean()
         arms = list(runs.index.unique("arm"))
         if "standard" not in arms:
             return {}
@@ -58,20 +65,31 @@ class Evaluation:
 
     def verdict(self) -> list[str]:
         """Lines: paired differences, and which contestants are behind a baseline."""
-        main, table = self.columns[0], self.summary
-        lines = [f"{arm} - standard, {main}: {values[main]}" for arm, values in self.paired.items()]
-        best = table[table["arm"] == "baseline"].nlargest(1, main).iloc[0]
-        behind = [row["name"] for _, row in table.iterrows() if row["arm"] != "baseline" and row[main] < best[main]]
-        if behind:
-            lines.append(f"behind the baseline {best['name']!r} in {main} ({best[main]:.3f}): {', '.join(behind)}")
+        table, lines = self.summary, []
+        for score in self.decide or self.columns[:1]:
+            lines += [f"{arm} - standard, {score}: {values[score]}" for arm, values in self.paired.items()]
+            sign = 1 if score not in METRICS or METRICS[score].higher_is_better else -1
+            baselines = table[table["arm"] == "baseline"].dropna(subset=[score])
+            best = baselines.loc[(sign * baselines[score]).idxmax()]
+            contestants = table[~table["arm"].isin(["baseline", "ceiling"])]
+            behind = contestants["name"][sign * contestants[score] < sign * best[score]]
+            if len(behind):
+                lines.append(f"behind the baseline {best['name']!r} in {score} ({best[score]:.3f}): {', '.join(behind)}")
         return lines
 
-    def write(self, folder: Path, *, force: bool) -> None:
-        """Write the result folder atomically."""
+    def write(self, folder: Path, *, force: bool, beside: bool = False) -> None:
+        """Write the result folder atomically; with ``beside``, file by file into a folder that is there, ``metrics.json`` last."""
+        if beside:
+            self._write_files(folder)
+            return
         with result_folder(folder, force=force) as partial:
-            write_json(partial / "metrics.json", self.metrics)
-            for name, table in {"scores": self.scores, **self.tables}.items():
-                table.to_csv(partial / f"{name}.csv", index=False)
+            self._write_files(partial)
+
+    def _write_files(self, folder: Path) -> None:
+        for name, table in {"scores": self.scores, **self.tables}.items():
+            with atomic_file(folder / f"{name}.csv") as partial:
+                table.to_csv(partial, index=False)
+        write_json(folder / "metrics.json", self.metrics)
 
 
 def with_training_cells(per_type: pd.DataFrame, entries: list[ModelEntry], key: str) -> pd.DataFrame:

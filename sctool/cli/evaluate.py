@@ -94,6 +94,47 @@ def reconstruction(
     _finish(session, results, evaluate_reconstruction(path, model, session.config, include_trained=include_trained, say=session.say))
 
 
+@app.command("scgen")
+def scgen(
+    predictions: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="results/scgen/RUN, or .h5ad files of predicted cells.")],
+    data: Annotated[Path | None, typer.Option(help="The file with the real cells. Default: the file of training.")] = None,
+    condition_key: o.ConditionKey = None,
+    control: o.Control = None,
+    perturbed: o.Perturbed = None,
+    group_key: o.ResponseGroup = None,
+    held_out: o.HeldOut = None,
+    counts_layer: o.CountsLayer = None,
+    name: o.Name = None,
+    out: o.Out = None,
+    threads: o.Threads = None,
+    config: o.ConfigFile = None,
+    set_: o.Set = None,
+    force: o.Force = False,
+    json_: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Predicted against real treated cells, beside simple baselines and the ceiling of real against real.
+
+    The scores of one RUN are written beside its predictions, those of several into results/scgen/NAME/.
+    """
+    session = Session(locals(), "scgen")
+    from sctool.artifacts.result_folder import check_free
+
+    missing = [path for path in predictions if not path.exists()]
+    if missing:
+        raise SctoolError(f"{missing[0]}: no such folder or file", "give results/scgen/RUN, as `sctool predict scgen` writes it")
+    predictions = [path for path in predictions if path.is_file() or (path / "prediction.json").exists()] or predictions[:1]
+    beside = predictions[0] if len(predictions) == 1 and predictions[0].is_dir() and session.name is None else None
+    results = beside or _place(session, "scgen", predictions, [])
+    if beside is not None:
+        check_free(beside / "metrics.json", force=session.force)
+    session.limit_threads()
+    from sctool.bench.response import evaluate_responses
+
+    made = evaluate_responses(predictions, data, session.config, session.say)
+    _finish(session, results, made, beside=beside is not None)
+
+
 def _place(session: Session, task: str, models: list[Path], embeddings: list[str]) -> Path:
     """The result folder, checked before any work is done."""
     from sctool.artifacts.result_folder import check_free
@@ -105,10 +146,10 @@ def _place(session: Session, task: str, models: list[Path], embeddings: list[str
     return results
 
 
-def _finish(session: Session, results: Path, made: Evaluation) -> None:
-    """Write the result and print it."""
-    made.write(results, force=session.force)
-    shown = made.columns[:2]
+def _finish(session: Session, results: Path, made: Evaluation, *, beside: bool = False) -> None:
+    """Write the result, into a folder of its own or beside what is there, and print it."""
+    made.write(results, force=session.force, beside=beside)
+    shown = made.columns[:4] if made.decide else made.columns[:2]
     rows = [[row["name"], row["arm"], *(f"{row[c]:.3f}" for c in shown)] for _, row in made.summary.iterrows()]
     table = score_table(made.task, ["name", "arm", *shown], rows)
     session.result({"results": str(results), **made.metrics}, [table], [*made.verdict(), str(results)])

@@ -1,0 +1,314 @@
+"""Predicted perturbed cells against the real ones, beside changes that need no model and the ceiling of real cells against real cells."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+
+from sctool.artifacts.model_folder import open_model
+from sctool.bench.entries import ARMS
+from sctool.bench.evaluation import Evaluation
+from sctool.config import Config
+from sctool.data.expression import read_expression
+from sctool.data.read import H5ad
+from sctool.data.response import CONTROL, PERTURBED, Design, design
+from sctool.errors import SctoolError
+from sctool.metrics import response as m
+
+SHOWN = ("change_r", "energy_distance", "mean_r2", "change_error")
+FEWEST_CELLS = 10
+COMPONENTS = 50
+HALVES = 5
+FLOOR = 0.3
+Matrix = NDArray[np.float32]
+Profile = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A group whose response was predicted: its real cells, and what is known of the other groups."""
+
+    group: str
+    control_ng: Matrix
+    real_mg: Matrix
+    known: dict[str, tuple[Profile, Profile]]
+    """Mean control and perturbed expression of each group that was seen under both conditions."""
+    up: NDArray[np.int64]
+    """Genes by Wilcoxon score, the most raised first (as published)."""
+    changed: NDArray[np.int64]
+    """Genes by absolute Wilcoxon score, raised or lowered."""
+    space: PCA
+    """Of the real cells, control and perturbed; where the energy distance is taken."""
+
+    @classmethod
+    def of(cls, group: str, control_ng: Matrix, real_mg: Matrix, known: dict[str, tuple[Profile, Profile]]) -> Case:
+        """Rank genes and fit the space."""
+        up, changed = differential_genes(control_ng, real_mg)
+        both = np.vstack([control_ng, real_mg])
+        space = PCA(min(COMPONENTS, *(side - 1 for side in both.shape)), random_state=0).fit(both)
+        return cls(group, control_ng, real_mg, known, up, changed, space)
+
+
+def differential_genes(control_ng: Matrix, real_mg: Matrix) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Genes ranked by the Wilcoxon rank-sum score of perturbed against control cells: by the score itself, and by its absolute value."""
+    import scanpy as sc
+
+    cells = ad.AnnData(np.vstack([control_ng, real_mg]))
+    cells.obs["condition"] = pd.Categorical(["control"] * len(control_ng) + ["perturbed"] * len(real_mg))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sc.tl.rank_genes_groups(cells, "condition", groups=["perturbed"], reference="control", method="wilcoxon")
+    ranked = cells.uns["rank_genes_groups"]
+    order, scores = np.array([int(name[0]) for name in ranked["names"]]), np.array([float(score[0]) for score in ranked["scores"]])
+    return order, order[np.argsort(-np.abs(scores), kind="stable")]
+
+
+def score_cells(case: Case, predicted_ng: Matrix, real_mg: Matrix | None = None) -> dict[str, float]:
+    """Every metric of predicted cells; ``real_mg`` may be a part of the real cells."""
+    real_mg = case.real_mg if real_mg is None else real_mg
+    p, q, u = (x.mean(0, dtype=np.float64) for x in (real_mg, predicted_ng, case.control_ng))
+    scores = {
+        "change_r": m.change_r(p, q, u),
+        "energy_distance": m.energy_distance(case.space.transform(real_mg), case.space.transform(predicted_ng)),
+        "mean_r2": m.mean_r2(p, q),
+        "change_error": m.change_error(p, q, u),
+        "mse": m.mean_squared_error(p, q),
+        "cosine": m.cosine_similarity(p, q),
+        "variance_r2": m.variance_r2(real_mg, predicted_ng),
+        "variance_ratio": m.variance_ratio(real_mg, predicted_ng),
+    }
+    for k in (20, 50, 100):
+        for name, order in (("up", case.up), ("deg", case.changed)):
+            top = order[:k]
+            scores[f"{name}{k}_r2"] = m.mean_r2(p[top], q[top])
+            scores[f"{name}{k}_mse"] = m.mean_squared_error(p[top], q[top])
+            scores[f"{name}{k}_change_r"] = m.change_r(p[top], q[top], u[top])
+    scores["up20_cosine"] = m.cosine_similarity(p[case.up[:20]], q[case.up[:20]])
+    return scores
+
+
+def baseline_changes(control_g: Profile, known: dict[str, tuple[Profile, Profile]]) -> dict[str, Profile]:
+    """Changes of the mean that need no model, shape (genes,) each.
+
+    Parameters
+    ----------
+    control_g
+        Mean control expression of the new group.
+    known
+        Mean control and perturbed expression of the other groups.
+    """
+    u_kg, p_kg = (np.stack([pair[side] for pair in known.values()]).astype(np.float64) for side in (0, 1))
+    d_kg = p_kg - u_kg
+    square_k = np.square(u_kg - control_g).sum(1)
+    near_k = np.exp(-square_k / (0.5 * np.median(square_k) + 1e-12))
+    near_k /= near_k.sum()
+    tight_k = (np.maximum(square_k, 1e-12) / max(square_k.min(), 1e-12)) ** -2.0
+    tight_k /= tight_k.sum()
+    ratio_g = (tight_k @ p_kg + FLOOR) / (tight_k @ u_kg + FLOOR)
+    centred_kg = u_kg - u_kg.mean(0)
+    spread_g = np.square(centred_kg).sum(0)
+    slope_g = (centred_kg * (d_kg - d_kg.mean(0))).sum(0) / (spread_g + spread_g.mean() + 1e-12)
+    return {
+        "no change": np.zeros_like(control_g),
+        "mean change": d_kg.mean(0),
+        "nearest group": d_kg[square_k.argmin()],
+        "similar groups": near_k @ d_kg,
+        "similar groups, proportional": (control_g + FLOOR) * (ratio_g - 1),
+        "per-gene linear": d_kg.mean(0) + slope_g * (control_g - u_kg.mean(0)),
+    }
+
+
+def score_baselines(case: Case) -> Iterator[dict[str, Any]]:
+    """A row for each baseline (the control cells, all moved alike), and for halves of the real cells as the ceiling."""
+    changes = baseline_changes(case.control_ng.mean(0, dtype=np.float64), case.known)
+    for name, change_g in changes.items():
+        yield {"name": name, "arm": "baseline", "seed": -1, **score_cells(case, (case.control_ng + change_g).astype(np.float32))}
+    for seed in range(HALVES):
+        half = np.random.default_rng(seed).permutation(len(case.real_mg)) % 2 == 0
+        yield {"name": "real half", "arm": "ceiling", "seed": seed, **score_cells(case, case.real_mg[half], case.real_mg[~half])}
+
+
+@dataclass(frozen=True)
+class Run:
+    """Predictions to be scored, and where the real cells are."""
+
+    name: str
+    label: str
+    arm: str
+    seed: int
+    path: Path
+    data: Path
+    config: Config
+    target_sum: float | None
+
+    def cells(self, key: str, group: str, genes: list[str]) -> Matrix:
+        """Predicted cells of a group, columns in the order of ``genes``."""
+        predicted = ad.read_h5ad(self.path)
+        if key in predicted.obs:
+            predicted = predicted[(predicted.obs[key].astype(str) == group).to_numpy()]
+        absent = sorted(set(genes) - set(predicted.var_names))
+        if absent:
+            raise SctoolError(f"{self.path} lacks {len(absent)} of {len(genes)} genes of {self.data.name}, e.g. {absent[0]}", "predict every gene")
+        if predicted.n_obs < 2:
+            raise SctoolError(f"{self.path} has {predicted.n_obs} cells of group {group!r}", "predict that group")
+        x_ng = predicted[:, genes].X
+        return np.asarray(x_ng.toarray() if sp.issparse(x_ng) else x_ng, np.float32)
+
+
+def open_run(path: Path, data: Path | None, config: Config) -> Run:
+    """A result folder of ``predict scgen``, or an .h5ad of any tool.
+
+    Parameters
+    ----------
+    path
+        ``results/scgen/RUN``, or predicted cells.
+    data
+        The file with the real cells; None for the one the model was trained on.
+    config
+        Columns and the held-out group, for predictions of another tool.
+    """
+    if path.is_file():
+        if data is None:
+            raise SctoolError(f"{path}: the real cells are not known", "give their file with --data, and --group-key, --held-out, ...")
+        return Run(path.stem, path.stem, "prediction", -1, path, data, config, config.data.target_sum)
+    note = path / "prediction.json"
+    if not note.exists():
+        raise SctoolError(f"{path} holds no predictions of scGen", "run `sctool predict scgen checkpoints/scgen/RUN` first")
+    about = json.loads(note.read_text())
+    folder = open_model(Path(about["model"]), "scgen")
+    trained, arm = Config.model_validate(folder.manifest["config"]), ARMS[about["sampler"]]
+    file = data or Path(folder.manifest["data"]["file"])
+    label = "scGen" if arm == "standard" else f"scGen {arm}"
+    return Run(folder.name, label, arm, int(about["seed"]), path / "predictions.h5ad", file, trained, folder.manifest["data"]["target_sum"])
+
+
+def evaluate_responses(paths: list[Path], data: Path | None, config: Config, say: Callable[[str], None] = lambda text: None) -> Evaluation:
+    """Score predictions of held-out groups.
+
+    Parameters
+    ----------
+    paths
+        Result folders of ``predict scgen``, or .h5ad files of predicted cells.
+    data, config
+        See :func:`open_run`.
+    say
+        Told what is left out.
+    """
+    rows: list[dict[str, Any]] = []
+    means: list[pd.DataFrame] = []
+    cases: dict[Any, Case | None] = {}
+    for run in [open_run(path, data, config) for path in paths]:
+        file = H5ad(run.data)
+        chosen, settings = design(file.obs, run.config), run.config.scgen
+        matrix: sp.csr_matrix | None = None
+        genes = [str(name) for name in file.var.index]
+        for group in chosen.targets:
+            # A design without random choices is the same for every seed, and so are its baselines.
+            random = run.config.seed if settings.random_share or settings.in_distribution else None
+            place = (str(run.data), group, random, settings.random_share, settings.in_distribution, run.target_sum)
+            if place not in cases:
+                if matrix is None:
+                    matrix = read_expression(file, run.config.data, run.target_sum)[0]
+                cases[place] = _case(group, matrix, chosen, say)
+                if (case := cases[place]) is not None:
+                    rows += [{**row, "run": "", **_about(group, case, run)} for row in score_baselines(case)]
+            case = cases[place]
+            if case is None:
+                continue
+            key = run.config.data.group_key
+            assert key is not None
+            predicted_ng = run.cells(key, group, genes)
+            rows.append(
+                {"name": run.label, "arm": run.arm, "seed": run.seed, **score_cells(case, predicted_ng), "run": run.name, **_about(group, case, run)}
+            )
+            means.append(_means(case, predicted_ng, genes, run))
+    if not rows:
+        raise SctoolError("no group has real perturbed cells to compare with", "score a group that was held out, not one never perturbed")
+    scores = pd.DataFrame(rows)
+    about = {"runs": sorted({str(name) for name in scores["run"]} - {""}), "groups": sorted(set(scores["group"]))}
+    tables = {"published_metrics": published_table(scores), "means": pd.concat(means, ignore_index=True)}
+    return Evaluation("scgen", scores, SHOWN, about, tables, pair_by=("seed", "group", "control_share"), decide=("change_r", "energy_distance"))
+
+
+def _case(group: str, matrix: sp.csr_matrix, chosen: Design, say: Callable[[str], None]) -> Case | None:
+    controls, truth = chosen.controls(group), chosen.truth(group)
+    if min(len(controls), len(truth)) < FEWEST_CELLS:
+        say(f"note: {group} is left out: {len(controls)} control and {len(truth)} real perturbed cells, {FEWEST_CELLS} are needed")
+        return None
+    known = {}
+    for other in sorted(set(chosen.group)):
+        sides = [np.flatnonzero((chosen.group == other) & (chosen.split == "train") & (chosen.condition == c)) for c in (CONTROL, PERTURBED)]
+        if min(map(len, sides)) >= FEWEST_CELLS:
+            known[other] = tuple(np.asarray(matrix[side].mean(0)).ravel() for side in sides)
+    if not known:
+        say(f"note: {group} is left out: no other group has {FEWEST_CELLS} cells of each condition")
+        return None
+    return Case.of(group, matrix[controls].toarray(), matrix[truth].toarray(), known)
+
+
+def _about(group: str, case: Case, run: Run) -> dict[str, Any]:
+    settings = run.config.scgen
+    return {
+        "group": group,
+        "control_cells": len(case.control_ng),
+        "real_cells": len(case.real_mg),
+        "data": run.data.stem,
+        "control_share": settings.control_share,
+        "in_distribution": settings.in_distribution or "",
+        "held_out": settings.random_share is None,
+    }
+
+
+def _means(case: Case, predicted_ng: Matrix, genes: list[str], run: Run) -> pd.DataFrame:
+    """Mean expression of every gene: control, real, predicted; for the scatter."""
+    table = pd.DataFrame({"run": run.name, "arm": run.arm, "group": case.group, "gene": genes})
+    for name, x_ng in (("control", case.control_ng), ("real", case.real_mg), ("predicted", predicted_ng)):
+        table[name] = x_ng.mean(0)
+    return table.assign(rank=np.argsort(case.changed))
+
+
+_PUBLISHED = {
+    "R2": ("mean_r2", 4),
+    "MSE": ("mse", 6),
+    **{f"{k} DEG R2": (f"up{k}_r2", 6) for k in (20, 50, 100)},
+    **{f"{k} DEG MSE": (f"up{k}_mse", 6) for k in (20, 50, 100)},
+    "Cosine Similarity": ("cosine", None),
+    "20 DEG Cosine Similarity": ("up20_cosine", None),
+    "Diff R": ("change_r", 4),
+    "20 DEG Diff R": ("up20_change_r", 4),
+}
+
+
+def published_table(scores: pd.DataFrame) -> pd.DataFrame:
+    """The table of the AR study: one row per run and metric, with its column names, metric names and rounding."""
+    rows = []
+    for _, row in scores[scores["run"] != ""].iterrows():
+        varied = row["control_share"] < 1
+        experiment = f"{row['data']}-ood{row['held_out']}-variable_con{varied}" + ("-indist" if row["in_distribution"] else "")
+        for metric, (column, digits) in _PUBLISHED.items():
+            value = row[column] if digits is None else round(row[column], digits)
+            rows.append(
+                {
+                    "experiment_id": experiment,
+                    "test": row["group"],
+                    "AR": row["arm"] == "ar",
+                    "variable_con": varied,
+                    "con_percent": row["control_share"],
+                    "in_dist_group": row["in_distribution"],
+                    "metric": metric,
+                    "value": value,
+                    "seed": row["seed"],
+                }
+            )
+    return pd.DataFrame(rows)
