@@ -49,19 +49,20 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what the disk refuses into one line."""
+def disk_errors(path: Path, option: str = "--out") -> Iterator[None]:
+    """Turn what the disk refuses into one line; ``option`` is the flag that sets another place."""
     try:
         yield
     except OSError as error:
         remedies = {
-            errno.ENOSPC: ("the disk is full", "free some space, or give another place with --out"),
-            errno.EDQUOT: ("the disk quota is used up", "free some space, or give another place with --out"),
-            errno.EACCES: ("no permission to write there", "give a folder of yours with --out"),
-            errno.EPERM: ("no permission to write there", "give a folder of yours with --out"),
-            errno.EROFS: ("the file system is read-only", "give another place with --out"),
-            errno.ENOTDIR: ("a part of the path is a file, not a folder", "give another place with --out"),
-            errno.EEXIST: ("a file is in the way", "move it, or give another place with --out"),
+            errno.ENOSPC: ("the disk is full", f"free some space, or give another place with {option}"),
+            errno.EDQUOT: ("the disk quota is used up", f"free some space, or give another place with {option}"),
+            errno.EFBIG: ("the file may not grow that large (ulimit -f, or the kind of file system)", f"give another place with {option}"),
+            errno.EACCES: ("no permission to write there", f"give a folder of yours with {option}"),
+            errno.EPERM: ("no permission to write there", f"give a folder of yours with {option}"),
+            errno.EROFS: ("the file system is read-only", f"give another place with {option}"),
+            errno.ENOTDIR: ("a part of the path is a file, not a folder", f"give another place with {option}"),
+            errno.EEXIST: ("a file is in the way", f"move it, or give another place with {option}"),
         }
         if error.errno not in remedies:
             raise

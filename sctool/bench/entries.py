@@ -52,7 +52,9 @@ def open_entries(paths: list[Path], data: Path, config: Config) -> list[ModelEnt
     for folder in folders:
         kind = folder.manifest["model"]
         if kind not in EMBEDS_COUNTS:
-            raise SctoolError(f"{folder.path} holds a {kind} model, which is not scored here", f"give a model of {', '.join(EMBEDS_COUNTS)}")
+            raise SctoolError(
+                f"{folder.path} holds a {kind} model, which is not scored here", f"give a model of {', '.join(EMBEDS_COUNTS)}"
+            )
         name = folder.name if names.count(folder.name) == 1 else str(folder.path)
         entries.append(ModelEntry(name, folder, open_query(folder, BUILDERS[kind], data, config)))
     return entries

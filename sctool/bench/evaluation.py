@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from sctool.artifacts.atomic import atomic_file, write_json
 from sctool.artifacts.result_folder import result_folder
@@ -30,6 +32,8 @@ class Evaluation:
     """Further figures for ``metrics.json``."""
     tables: dict[str, pd.DataFrame]
     """Further tables, by file name."""
+    arrays: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    """Arrays for pictures, by file name."""
     pair_by: tuple[str, ...] = ("seed",)
     """What two arms must share to be compared."""
     decide: tuple[str, ...] = ()
@@ -70,7 +74,7 @@ class Evaluation:
             lines += [f"{arm} - standard, {score}: {values[score]}" for arm, values in self.paired.items()]
             sign = 1 if score not in METRICS or METRICS[score].higher_is_better else -1
             baselines = table[table["arm"] == "baseline"].dropna(subset=[score])
-            best = baselines.loc[(sign * baselines[score]).idxmax()]
+            best = baselines.iloc[int((sign * baselines[score]).to_numpy().argmax())]
             contestants = table[~table["arm"].isin(["baseline", "ceiling"])]
             behind = contestants["name"][sign * contestants[score] < sign * best[score]]
             if len(behind):
@@ -89,6 +93,10 @@ class Evaluation:
         for name, table in {"scores": self.scores, **self.tables}.items():
             with atomic_file(folder / f"{name}.csv") as partial:
                 table.to_csv(partial, index=False)
+        for name, array in self.arrays.items():
+            with atomic_file(folder / f"{name}.npy") as partial, partial.open("wb") as file:
+                np.save(file, array)
+        (folder / "umap.csv").unlink(missing_ok=True)  # of older arrays
         write_json(folder / "metrics.json", self.metrics)
 
 

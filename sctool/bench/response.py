@@ -159,7 +159,9 @@ class Run:
             predicted = predicted[(predicted.obs[key].astype(str) == group).to_numpy()]
         absent = sorted(set(genes) - set(predicted.var_names))
         if absent:
-            raise SctoolError(f"{self.path} lacks {len(absent)} of {len(genes)} genes of {self.data.name}, e.g. {absent[0]}", "predict every gene")
+            raise SctoolError(
+                f"{self.path} lacks {len(absent)} of {len(genes)} genes of {self.data.name}, e.g. {absent[0]}", "predict every gene"
+            )
         if predicted.n_obs < 2:
             raise SctoolError(f"{self.path} has {predicted.n_obs} cells of group {group!r}", "predict that group")
         x_ng = predicted[:, genes].X
@@ -207,6 +209,7 @@ def evaluate_responses(paths: list[Path], data: Path | None, config: Config, say
     """
     rows: list[dict[str, Any]] = []
     means: list[pd.DataFrame] = []
+    shown: list[tuple[Case, Matrix]] = []
     cases: dict[Any, Case | None] = {}
     for run in [open_run(path, data, config) for path in paths]:
         file = H5ad(run.data)
@@ -230,15 +233,50 @@ def evaluate_responses(paths: list[Path], data: Path | None, config: Config, say
             assert key is not None
             predicted_ng = run.cells(key, group, genes)
             rows.append(
-                {"name": run.label, "arm": run.arm, "seed": run.seed, **score_cells(case, predicted_ng), "run": run.name, **_about(group, case, run)}
+                {
+                    "name": run.label,
+                    "arm": run.arm,
+                    "seed": run.seed,
+                    **score_cells(case, predicted_ng),
+                    "run": run.name,
+                    **_about(group, case, run),
+                }
             )
             means.append(_means(case, predicted_ng, genes, run))
+            if len(paths) == 1:
+                shown.append((case, predicted_ng))
     if not rows:
         raise SctoolError("no group has real perturbed cells to compare with", "score a group that was held out, not one never perturbed")
     scores = pd.DataFrame(rows)
     about = {"runs": sorted({str(name) for name in scores["run"]} - {""}), "groups": sorted(set(scores["group"]))}
     tables = {"published_metrics": published_table(scores), "means": pd.concat(means, ignore_index=True)}
-    return Evaluation("scgen", scores, SHOWN, about, tables, pair_by=("seed", "group", "control_share"), decide=("change_r", "energy_distance"))
+    made = Evaluation("scgen", scores, SHOWN, about, tables, pair_by=("seed", "group", "control_share"), decide=SHOWN[:2])
+    if shown:
+        made.arrays["latent"], made.tables["cells"] = joint_map(shown)
+    return made
+
+
+def joint_map(shown: list[tuple[Case, Matrix]], most: int = 2000) -> tuple[Matrix, pd.DataFrame]:
+    """Control, real and predicted cells in the principal components of the real ones, for a picture.
+
+    Returns
+    -------
+    z_nd, cells
+        And the columns ``cell, kind, group`` of at most ``most`` cells of each kind and group.
+    """
+    rng = np.random.default_rng(0)
+    parts = [
+        (kind, case.group, x_ng[np.sort(rng.permutation(len(x_ng))[:most])])
+        for case, predicted_ng in shown
+        for kind, x_ng in (("control", case.control_ng), ("real", case.real_mg), ("predicted", predicted_ng))
+    ]
+    real_ng = np.vstack([x_ng for kind, _, x_ng in parts if kind != "predicted"])
+    space = PCA(min(COMPONENTS, *(side - 1 for side in real_ng.shape)), random_state=0).fit(real_ng)
+    cells = pd.DataFrame([(kind, group) for kind, group, x_ng in parts for _ in x_ng], columns=["kind", "group"])
+    cells.insert(0, "cell", [f"{kind}-{at}" for at, kind in enumerate(cells["kind"])])
+    if cells["group"].nunique() == 1:
+        cells = cells.drop(columns="group")
+    return space.transform(np.vstack([x_ng for _, _, x_ng in parts])).astype(np.float32), cells
 
 
 def _case(group: str, matrix: sp.csr_matrix, chosen: Design, say: Callable[[str], None]) -> Case | None:
@@ -246,11 +284,14 @@ def _case(group: str, matrix: sp.csr_matrix, chosen: Design, say: Callable[[str]
     if min(len(controls), len(truth)) < FEWEST_CELLS:
         say(f"note: {group} is left out: {len(controls)} control and {len(truth)} real perturbed cells, {FEWEST_CELLS} are needed")
         return None
-    known = {}
+    known: dict[str, tuple[Profile, Profile]] = {}
     for other in sorted(set(chosen.group)):
-        sides = [np.flatnonzero((chosen.group == other) & (chosen.split == "train") & (chosen.condition == c)) for c in (CONTROL, PERTURBED)]
+        sides = [
+            np.flatnonzero((chosen.group == other) & (chosen.split == "train") & (chosen.condition == c)) for c in (CONTROL, PERTURBED)
+        ]
         if min(map(len, sides)) >= FEWEST_CELLS:
-            known[other] = tuple(np.asarray(matrix[side].mean(0)).ravel() for side in sides)
+            control_g, perturbed_g = (np.asarray(matrix[side].mean(0)).ravel() for side in sides)
+            known[other] = control_g, perturbed_g
     if not known:
         say(f"note: {group} is left out: no other group has {FEWEST_CELLS} cells of each condition")
         return None

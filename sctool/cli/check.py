@@ -16,6 +16,7 @@ class Job(StrEnum):
     """Models a file can be checked for."""
 
     scvi = "scvi"
+    scgen = "scgen"
 
 
 def check(
@@ -24,6 +25,10 @@ def check(
     batch_key: o.BatchKey = None,
     label_key: o.LabelKey = None,
     group_key: o.GroupKey = None,
+    condition_key: o.ConditionKey = None,
+    control: o.Control = None,
+    perturbed: o.Perturbed = None,
+    held_out: o.HeldOut = None,
     counts_layer: o.CountsLayer = None,
     hold_out: o.HoldOut = None,
     n_top_genes: o.TopGenes = None,
@@ -33,12 +38,15 @@ def check(
     quiet: o.Quiet = False,
 ) -> None:
     """Say what a file is and list every problem with its remedy. Exit code 0 if it is fit for the model, 2 if not."""
-    session = Session(locals())
+    session = Session(locals(), for_.value)
     from sctool.data.check import check_counts_file, describe
     from sctool.data.read import H5ad
+    from sctool.data.response import check_response_file
 
-    checked = check_counts_file(H5ad(file), session.config.data)
-    rows = describe(checked, session.config.data)
+    opened = H5ad(file)
+    is_response = for_ is Job.scgen
+    checked = check_response_file(opened, session.config) if is_response else check_counts_file(opened, session.config.data)
+    rows = describe(checked, session.config.data, for_.value)
     problems = [{"problem": problem.message, "fix": problem.hint} for problem in checked.problems]
     lines = [f"note: {note}" for note in checked.notes]
     lines += [f"problem: {problem['problem']}\n    fix: {problem['fix']}" for problem in problems]

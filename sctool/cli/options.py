@@ -55,7 +55,9 @@ ConditionKey = Annotated[str | None, typer.Option(help="obs column of conditions
 Control = Annotated[str | None, typer.Option(help="Its value for untreated cells.", rich_help_panel=_DATA)]
 Perturbed = Annotated[str | None, typer.Option(help="Its value for treated cells.", rich_help_panel=_DATA)]
 ResponseGroup = Annotated[str | None, typer.Option("--group-key", help="obs column of groups (cell types, donors).", rich_help_panel=_DATA)]
-HeldOut = Annotated[str | None, typer.Option(metavar="GROUP", help="Its treated cells are never seen, but predicted.", rich_help_panel=_DATA)]
+HeldOut = Annotated[
+    str | None, typer.Option(metavar="GROUP", help="Its treated cells are never seen, but predicted.", rich_help_panel=_DATA)
+]
 
 KEYS = {
     "out": "out",

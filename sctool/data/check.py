@@ -11,7 +11,7 @@ import pandas as pd
 
 from sctool.config import DataConfig
 from sctool.data.genes import id_type
-from sctool.data.matrix_kind import Counts, find_counts, judge
+from sctool.data.matrix_kind import Chosen, find_counts, judge
 from sctool.data.read import H5ad
 from sctool.data.splits import select
 from sctool.errors import SctoolError
@@ -36,12 +36,12 @@ class Checked:
     """What a file is, what is wrong with it, and what is only worth a word."""
 
     file: H5ad
-    counts: Counts | None = None
+    matrix: Chosen | None = None
     problems: list[SctoolError] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def require(self) -> Counts:
-        """The counts, if the file is fit for training.
+    def require(self) -> Chosen:
+        """The matrix to read, if the file is fit for training.
 
         Raises
         ------
@@ -50,18 +50,18 @@ class Checked:
         """
         if self.problems:
             raise self.problems[0] if len(self.problems) == 1 else Problems(self.problems)
-        assert self.counts is not None
-        return self.counts
+        assert self.matrix is not None
+        return self.matrix
 
 
 def check_counts_file(file: H5ad, data: DataConfig) -> Checked:
     """Check a file for a model of raw counts, with the columns and the layer of a configuration."""
     checked = Checked(file)
     try:
-        checked.counts = find_counts(file, data.counts_layer)
+        checked.matrix = find_counts(file, data.counts_layer)
     except SctoolError as error:
         checked.problems.append(error)
-    checked.problems += check_names(file, checked.counts.var if checked.counts else file.var)
+    checked.problems += check_names(file, checked.matrix.var if checked.matrix else file.var)
     checked.problems += _columns(file, data)
     if data.hold_out:
         try:
@@ -70,13 +70,13 @@ def check_counts_file(file: H5ad, data: DataConfig) -> Checked:
             checked.problems.append(error)
     if file.n_cells < FEWEST_CELLS:
         checked.problems.append(SctoolError(f"only {file.n_cells} cells; a model needs at least {FEWEST_CELLS}", "give more cells"))
-    if checked.counts and len(checked.counts.var) < FEWEST_GENES:
+    if checked.matrix and len(checked.matrix.var) < FEWEST_GENES:
         checked.problems.append(
-            SctoolError(f"only {len(checked.counts.var)} genes; a model needs at least {FEWEST_GENES}", "give more genes")
+            SctoolError(f"only {len(checked.matrix.var)} genes; a model needs at least {FEWEST_GENES}", "give more genes")
         )
-    if checked.counts:
-        if checked.counts.note:
-            checked.notes.append(f"{checked.counts.source}: {checked.counts.note}")
+    if checked.matrix:
+        if checked.matrix.note:
+            checked.notes.append(f"{checked.matrix.source}: {checked.matrix.note}")
         _values(checked, data)
     return checked
 
@@ -131,7 +131,7 @@ def _batches(key: str, column: pd.Series) -> Iterator[SctoolError]:
 
 def _values(checked: Checked, data: DataConfig) -> None:
     """One pass over the counts in blocks: NaN, negative values, empty cells and genes."""
-    file, counts = checked.file, checked.counts
+    file, counts = checked.file, checked.matrix
     assert counts is not None
     bad = negative = 0
     gene_totals = np.zeros(len(counts.var))
@@ -159,15 +159,15 @@ def _values(checked: Checked, data: DataConfig) -> None:
         checked.notes.append(f"{silent:,} of {len(gene_totals):,} genes have no counts in any cell")
 
 
-def describe(checked: Checked, data: DataConfig) -> list[tuple[str, str]]:
+def describe(checked: Checked, data: DataConfig, model: str = "scvi") -> list[tuple[str, str]]:
     """What the file is, as rows of (what, value)."""
     file = checked.file
     rows = [("file", str(file.path)), ("size", f"{file.n_cells:,} cells x {len(file.var):,} genes")]
     for source in file.shapes:
-        kind = checked.counts.kind if checked.counts and checked.counts.source == source else judge(file, source)
+        kind = checked.matrix.kind if checked.matrix and checked.matrix.source == source else judge(file, source)
         density = file.nnz[source] / max(1, int(np.prod(file.shapes[source])))
         rows.append((source, f"{kind}; {file.stored[source]}, {density:.1%} stored"))
-    rows.append(("counts used", checked.counts.source if checked.counts else "none found"))
+    rows.append(("read by the model", checked.matrix.source if checked.matrix else "none found"))
     names = [str(name) for name in file.var.index]
     rows.append(("genes named by", f"{id_type(names)}, like {', '.join(names[:3])}"))
     rows.append(("obsm", ", ".join(file.obsm) or "none"))
@@ -177,11 +177,12 @@ def describe(checked: Checked, data: DataConfig) -> list[tuple[str, str]]:
             counts = values.astype(str).value_counts()
             listed = ", ".join(f"{value} {n:,}" for value, n in counts.head(4).items())
             rows.append((f"obs {column}", f"{len(counts)} values: {listed}" + (", ..." if len(counts) > 4 else "")))
-    if checked.counts:
-        gigabytes = file.nnz[checked.counts.source] * 8 / 1e9
-        rows.append(("memory for the counts", f"{gigabytes:.2f} GB" + ("; --backed keeps them on disk" if gigabytes > 2 else "")))
-        genes = min(data.n_top_genes or len(file.var), len(file.var))
-        # 12 ms for a step of 128 cells x 2,000 genes x 128 hidden units on one thread of 2024; good to a factor of two.
-        seconds = file.n_cells / 128 * 0.012 * genes / 2000
-        rows.append(("one epoch of scVI", f"about {seconds:.1f} s on one CPU thread ({genes:,} genes, defaults)"))
+    if checked.matrix:
+        gigabytes = file.nnz[checked.matrix.source] * 8 / 1e9
+        rows.append(("memory for it", f"{gigabytes:.2f} GB" + ("; --backed keeps them on disk" if gigabytes > 2 else "")))
+        if model == "scvi":
+            genes = min(data.n_top_genes or len(file.var), len(file.var))
+            # 12 ms for a step of 128 cells x 2,000 genes x 128 hidden units on one thread of 2024; good to a factor of two.
+            seconds = file.n_cells / 128 * 0.012 * genes / 2000
+            rows.append(("one epoch of scVI", f"about {seconds:.1f} s on one CPU thread ({genes:,} genes, defaults)"))
     return rows

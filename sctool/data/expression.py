@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
 
 from sctool.config import DataConfig
-from sctool.data.matrix_kind import MatrixKind, find_counts, judge
+from sctool.data.matrix_kind import Chosen, find_counts, judge
 from sctool.data.read import H5ad
 from sctool.errors import SctoolError
 
 LOGGED = ("log1p", "log-like", "log1p counts")
 
 
-@dataclass(frozen=True)
-class Expression:
-    """The matrix of a file from which log expression comes."""
-
-    source: str
-    kind: MatrixKind
-    var: pd.DataFrame
-
-    @property
-    def note(self) -> str:
-        """What is done with it."""
-        return "" if self.kind.is_counts else f"{self.source} is {self.kind}; used as it is"
-
-
-def find_expression(file: H5ad, data: DataConfig) -> Expression:
+def find_expression(file: H5ad, data: DataConfig) -> Chosen:
     """Raw counts where there are any (or the layer asked for), else ``X`` if it holds logarithms.
 
     Raises
@@ -39,8 +22,7 @@ def find_expression(file: H5ad, data: DataConfig) -> Expression:
         Saying what ``X`` holds instead.
     """
     try:
-        counts = find_counts(file, data.counts_layer)
-        return Expression(counts.source, counts.kind, counts.var)
+        return find_counts(file, data.counts_layer)
     except SctoolError:
         if data.counts_layer or "X" not in file.shapes:
             raise
@@ -50,7 +32,7 @@ def find_expression(file: H5ad, data: DataConfig) -> Expression:
             f"{file.path.name}: X is {kind}; raw counts or log-normalised expression are needed",
             'put raw counts into layers["counts"] or X, or log1p of counts per 10,000 into X',
         )
-    return Expression("X", kind, file.var)
+    return Chosen("X", kind, file.var, f"logarithms ({kind}), used as they are")
 
 
 def log_normalise(counts: sp.csr_matrix, target_sum: float) -> sp.csr_matrix:
@@ -64,7 +46,7 @@ def log_normalise(counts: sp.csr_matrix, target_sum: float) -> sp.csr_matrix:
     return sp.csr_matrix((values_e, counts.indices, counts.indptr), shape=counts.shape)
 
 
-def read_expression(file: H5ad, data: DataConfig, target_sum: float | None) -> tuple[sp.csr_matrix, Expression]:
+def read_expression(file: H5ad, data: DataConfig, target_sum: float | None) -> tuple[sp.csr_matrix, Chosen]:
     """Log expression of all cells and genes of a file, CSR float32, and where it came from.
 
     Parameters
@@ -86,12 +68,13 @@ def read_expression(file: H5ad, data: DataConfig, target_sum: float | None) -> t
         return log_normalise(matrix, target_sum), found
     if target_sum and found.kind.target and abs(found.kind.target / target_sum - 1) > 0.01:
         raise SctoolError(
-            f"{file.path.name}: {found.note}; the model was trained on cells scaled to {target_sum:,.0f}", "scale it likewise, or give counts"
+            f"{file.path.name}: X is {found.kind}; the model was trained on cells scaled to {target_sum:,.0f}",
+            "scale it likewise, or give counts",
         )
     return matrix, found
 
 
-def read_matrix(file: H5ad, data: DataConfig) -> tuple[sp.csr_matrix, Expression]:
+def read_matrix(file: H5ad, data: DataConfig) -> tuple[sp.csr_matrix, Chosen]:
     """The matrix of :func:`find_expression` as the file has it, CSR float32, checked."""
     found = find_expression(file, data)
     matrix = file.matrix(found.source)

@@ -100,8 +100,8 @@ def judge(file: H5ad, source: str) -> MatrixKind:
 
 
 @dataclass(frozen=True)
-class Counts:
-    """The matrix of a file that holds raw counts."""
+class Chosen:
+    """The matrix of a file that a model reads, and what it holds."""
 
     source: str
     kind: MatrixKind
@@ -109,7 +109,7 @@ class Counts:
     note: str = ""
 
 
-def find_counts(file: H5ad, layer: str | None = None) -> Counts:
+def find_counts(file: H5ad, layer: str | None = None) -> Chosen:
     """Choose the raw counts: the layer asked for, else ``layers["counts"]``, ``raw`` or ``X``, whichever holds them.
 
     Raises
@@ -125,14 +125,14 @@ def find_counts(file: H5ad, layer: str | None = None) -> Counts:
             )
         kind = judge(file, source)
         if kind.is_counts or kind.kind == "non-integer":
-            return Counts(source, kind, file.genes(source), "" if kind.is_counts else "not whole numbers; used as counts as asked")
+            return Chosen(source, kind, file.genes(source), "" if kind.is_counts else "not whole numbers; used as counts as asked")
         raise SctoolError(f"{file.path.name}: {source} is {kind}; raw counts are needed", "give another --counts-layer")
     found = {}
     for source in ("layers/counts", "raw/X", "X"):
         if source in file.shapes:
             found[source] = judge(file, source)
             if found[source].is_counts:
-                return Counts(source, found[source], file.genes(source))
+                return Chosen(source, found[source], file.genes(source))
     said = "; ".join(f"{source} is {kind}" for source, kind in found.items())
     others = [name for name in file.layers if name != "counts" and judge(file, f"layers/{name}").is_counts]
     hint = f"give --counts-layer {others[0]}" if others else 'put raw counts into layers["counts"] or X'

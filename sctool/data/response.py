@@ -112,7 +112,8 @@ def design(obs: pd.DataFrame, config: Config) -> Design:
     known = split == "train"
     if not _groups_of_both(group[known], condition[known]):
         raise SctoolError(
-            f"no group but {', '.join(targets)} has both {control!r} and {perturbed!r} cells", "hold out fewer groups, or look at the columns"
+            f"no group but {', '.join(targets)} has both {control!r} and {perturbed!r} cells",
+            "hold out fewer groups, or look at the columns",
         )
     return Design(group, condition, split, targets, (control, perturbed), from_split)
 
@@ -122,11 +123,11 @@ def check_response_file(file: H5ad, config: Config) -> Checked:
     checked = Checked(file)
     try:
         found = find_expression(file, config.data)
-        checked.notes += [found.note] if found.note else []
-        checked.counts = found
+        checked.notes += [f"{found.source}: {found.note}"] if found.note else []
+        checked.matrix = found
     except SctoolError as error:
         checked.problems.append(error)
-    checked.problems += check_names(file, checked.counts.var if checked.counts else file.var)
+    checked.problems += check_names(file, checked.matrix.var if checked.matrix else file.var)
     try:
         design(file.obs, config)
     except SctoolError as error:
@@ -214,7 +215,9 @@ def _conditions(named: NDArray[Any], settings: SCGenConfig) -> tuple[str, str]:
         if value is not None and value not in values:
             raise SctoolError(f"obs[{settings.condition_key!r}] has no {value!r} ({flag}); it has: {_listed(named)}", near(value, values))
     if pair[0] is None:
-        raise SctoolError("--control is missing", f"give the value of untreated cells; obs[{settings.condition_key!r}] has: {_listed(named)}")
+        raise SctoolError(
+            "--control is missing", f"give the value of untreated cells; obs[{settings.condition_key!r}] has: {_listed(named)}"
+        )
     others = [value for value in values if value != pair[0]]
     if pair[1] is None and len(others) != 1:
         raise SctoolError(

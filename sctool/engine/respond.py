@@ -56,15 +56,21 @@ def control_cells(query: Query, folder: ModelFolder, config: Config, groups: lis
     else:
         key = config.data.group_key or trained.data.group_key
         if key not in query.obs:
-            raise SctoolError(f"obs has no column {key!r} of groups", f"give --group-key; there are: {', '.join(map(str, query.obs.columns))}")
+            raise SctoolError(
+                f"obs has no column {key!r} of groups", f"give --group-key; there are: {', '.join(map(str, query.obs.columns))}"
+            )
         group_n = query.obs[key].astype(str).to_numpy(object)
         condition_key, control = config.scgen.condition_key or trained.scgen.condition_key, config.scgen.control or trained.scgen.control
         # A file without a column of conditions is a file of control cells.
-        control_n = (query.obs[condition_key].astype(str) == control).to_numpy() if condition_key in query.obs else np.ones(len(group_n), bool)
+        control_n = (
+            (query.obs[condition_key].astype(str) == control).to_numpy() if condition_key in query.obs else np.ones(len(group_n), bool)
+        )
     there = sorted(set(group_n[control_n]))
     absent = [group for group in groups or [] if group not in there]
     if absent or not there:
-        raise SctoolError(f"no control cells of group {(absent or ['any'])[0]!r}", f"groups with control cells: {', '.join(map(str, there)) or 'none'}")
+        raise SctoolError(
+            f"no control cells of group {(absent or ['any'])[0]!r}", f"groups with control cells: {', '.join(map(str, there)) or 'none'}"
+        )
     return {group: np.flatnonzero(control_n & (group_n == group)) for group in groups or there}
 
 
@@ -88,8 +94,8 @@ def write_response(
     trained = Config.model_validate(folder.manifest["config"])
     means, weights = {}, {}
     for group, rows in cells.items():
-        total = sum(batch.dense().sum(0, dtype=torch.float64) for _, batch in in_chunks(query.store.batch, rows, CHUNK))
-        means[group] = (total / len(rows)).float()
+        totals = [batch.dense().sum(0, dtype=torch.float64) for _, batch in in_chunks(query.store.batch, rows, CHUNK)]
+        means[group] = (torch.stack(totals).sum(0) / len(rows)).float()
         weights[group] = module.weights(means[group])
     table = pd.DataFrame(
         [(group, other, float(w)) for group, w_k in weights.items() for other, w in zip(known, w_k, strict=True) if w > 0],
@@ -99,6 +105,7 @@ def write_response(
     @torch.inference_mode()
     def blocks() -> Iterator[Block]:
         for group, rows in cells.items():
+
             def respond(part: Rows, group: str = group) -> NDArray[np.float32]:
                 return module.respond(query.store.batch(part), means[group], weights[group]).cpu().numpy()
 

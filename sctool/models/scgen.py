@@ -9,7 +9,8 @@
 - delta comes from groups that have both conditions. The reference averages controls of the held-out group in, too, which biases it.
 - ``w_k`` are by default proportional to |mean control of the new group - mean control of group k|^-4, so that like groups count most;
   the reference weighs all alike.
-- A cell keeps what the decoder cannot tell of it: x + f(z + delta) - f(z). The reference's f(z + delta) has a hundredth of the real variance.
+- A cell keeps what the decoder cannot tell of it: x + f(z + delta) - f(z). The reference's f(z + delta) has a small part of the real
+  variance.
 - ``f(z + delta) - f(z)`` is averaged, in the share ``blend``, with the change of means seen in the other groups, carried over as a
   proportion: (m + c) (p + c) / (q + c) - (m + c), where p and q are the weighted perturbed and control means of the other groups, m is
   the mean control of the new one and c, ``floor``, keeps genes that are hardly expressed from exploding. Their errors differ, so the

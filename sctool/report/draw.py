@@ -11,6 +11,7 @@ import pandas as pd
 
 from sctool.errors import SctoolError
 from sctool.report import figures
+from sctool.report.response import response_figures
 
 FORMATS = ("png", "svg", "pdf")
 
@@ -69,6 +70,8 @@ def _draw_one(run: Path, formats: list[str], say: Callable[[str], None]) -> list
         scores: Any = pd.read_csv(run / "scores.csv")
         columns = ["accuracy", "macro_f1"] if metrics["task"] == "classification" else ["correlation", "r2"]
         made += figures.arm_bars(plots / "scores", formats, scores, columns)
+    if metrics.get("task") == "scgen" and (run / "scores.csv").exists():
+        made += response_figures(plots, formats, run)
     if (run / "per_type.csv").exists():
         per_type = pd.read_csv(run / "per_type.csv")
         value = "recall" if "recall" in per_type else "correlation"
@@ -87,7 +90,7 @@ def _umap(run: Path, say: Callable[[str], None]) -> pd.DataFrame:
 
     from sctool.artifacts.atomic import atomic_file
 
-    say("computing a UMAP of the latent space; it is kept in umap.csv")
+    say("computing a UMAP; it is kept in umap.csv")
     cells = pd.read_csv(run / "cells.csv", dtype={"cell": str})
     z_nl = np.load(run / "latent.npy")
     with warnings.catch_warnings():

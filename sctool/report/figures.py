@@ -10,7 +10,8 @@ import pandas as pd
 from sctool.report.style import PALETTE, arm_colour, figure
 
 
-def _saved(path: Path, formats: list[str]) -> list[Path]:
+def saved(path: Path, formats: list[str]) -> list[Path]:
+    """The files a figure was written to."""
     return [path.with_suffix(f".{ending}") for ending in formats]
 
 
@@ -32,7 +33,7 @@ def training_curves(path: Path, formats: list[str], histories: dict[str, pd.Data
         axis.set_ylim(min(lows) - 0.05 * room, max(values.max(), min(lows)) + 0.05 * room)
         axis.set(xlabel="epoch", ylabel="loss (nats per cell)", title="Training")
         axis.legend()
-    return _saved(path, formats)
+    return saved(path, formats)
 
 
 def weight_curves(path: Path, formats: list[str], history: pd.DataFrame) -> list[Path]:
@@ -44,7 +45,7 @@ def weight_curves(path: Path, formats: list[str], history: pd.DataFrame) -> list
             axis.plot(history["epoch"], history[column], color=PALETTE[index], label=title)
         axis.set(xlabel="epoch", ylim=(0, 1.03), title="Resampling weights")
         axis.legend()
-    return _saved(path, formats)
+    return saved(path, formats)
 
 
 def latent_maps(path: Path, formats: list[str], cells: pd.DataFrame) -> list[Path]:
@@ -87,7 +88,7 @@ def latent_maps(path: Path, formats: list[str], cells: pd.DataFrame) -> list[Pat
                         rasterized=True,
                     )
                 axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=max(1.0, 5 / size**0.5), handletextpad=0.2)
-    return _saved(path, formats)
+    return saved(path, formats)
 
 
 def arm_bars(path: Path, formats: list[str], scores: pd.DataFrame, columns: list[str]) -> list[Path]:
@@ -110,7 +111,7 @@ def arm_bars(path: Path, formats: list[str], scores: pd.DataFrame, columns: list
                 axis.text(at, top + 0.01, f"{part[column].mean():.3f}", ha="center", va="bottom", fontsize=7)
             axis.set_xticks(range(len(groups)), [title for title, _ in groups], rotation=30, ha="right")
             axis.set(ylim=(0, 1.05), title=column.replace("_", " "))
-    return _saved(path, formats)
+    return saved(path, formats)
 
 
 def per_type_bars(path: Path, formats: list[str], per_type: pd.DataFrame, value: str) -> list[Path]:
@@ -133,4 +134,4 @@ def per_type_bars(path: Path, formats: list[str], per_type: pd.DataFrame, value:
         axis.set_yticks(range(len(size)), [f"{label} ({n:.0f})" for label, n in size.items()])
         axis.set(xlim=(0, 1), xlabel=value, title=f"{value.capitalize()} by type ({words} in brackets)")
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return _saved(path, formats)
+    return saved(path, formats)

@@ -1,6 +1,7 @@
 """The commands from end to end, in the folders and files the contract names."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,7 +53,8 @@ def test_config_yaml_holds_every_default():
     assert load_config(ROOT / "config.yaml") == Config()
     import yaml
 
-    assert yaml.safe_load((ROOT / "config.yaml").read_text()) == Config().model_dump()
+    text = re.sub(r"^  # (\w+: )", r"  \1", (ROOT / "config.yaml").read_text(), flags=re.M)  # those that differ between models
+    assert yaml.safe_load(text) == Config().model_dump()
 
 
 def test_flag_wins_over_set_over_file(tmp_path):
