@@ -28,6 +28,7 @@ def test_commands_of_a_page(page, small, tmp_path):
     (tmp_path / "config.yaml").write_text("train: {epochs: 2}\nthreads: 1\n")
     a = small.copy()
     a.obs["donor"] = a.obs["donor"].astype(str)
+    a.obs["condition"] = np.random.default_rng(2).choice(["control", "stimulated"], a.n_obs)
     a.obsm["X_pca"] = a.obsm["X_geneformer"] = np.random.default_rng(0).normal(size=(a.n_obs, 5)).astype(np.float32)
     half = np.random.default_rng(1).permutation(a.n_obs)
     a[np.sort(half[:200])].write_h5ad(tmp_path / "my.h5ad")

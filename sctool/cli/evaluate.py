@@ -139,7 +139,7 @@ def _place(session: Session, task: str, models: list[Path], embeddings: list[str
     """The result folder, checked before any work is done."""
     from sctool.artifacts.result_folder import check_free
 
-    names = [path.name for path in models] + [Path(spec.removeprefix("obsm:")).stem for spec in embeddings]
+    names = [path.name.removesuffix(".h5ad") for path in models] + [Path(spec.removeprefix("obsm:")).stem for spec in embeddings]
     name = session.name or (names[0] if len(names) == 1 else f"{names[0]}-and-{len(names) - 1}-more")
     results = session.out / "results" / task / name
     check_free(results, force=session.force)
