@@ -115,7 +115,7 @@ class SCGenConfig(Section):
     in_distribution: str | None = None
     random_share: float | None = Field(None, gt=0, lt=1)
     delta: Literal["similar", "mean", "nearest"] = "similar"
-    similarity: float = Field(4.0, ge=0)
+    similarity: float | None = Field(None, ge=0)
     residual: bool = True
     blend: float = Field(0.5, ge=0, le=1)
     floor: float = Field(0.3, gt=0)

@@ -21,7 +21,10 @@ from tests.conftest import VECTORS
 def obs():
     rng = np.random.default_rng(0)
     return pd.DataFrame(
-        {"type": rng.choice(["A", "B", "C"], 600, p=[0.5, 0.3, 0.2]), "drug": rng.choice(["dmso", "drug", "other"], 600, p=[0.45, 0.45, 0.1])}
+        {
+            "type": rng.choice(["A", "B", "C"], 600, p=[0.5, 0.3, 0.2]),
+            "drug": rng.choice(["dmso", "drug", "other"], 600, p=[0.45, 0.45, 0.1]),
+        }
     )
 
 
@@ -193,7 +196,8 @@ def test_baselines_by_hand():
     made = baseline_changes(np.array([1.0, 2.0]), known)
     np.testing.assert_allclose(made["mean change"], [2.0, 0.0])
     np.testing.assert_allclose(made["nearest group"], [1.0, 0.0])
-    np.testing.assert_allclose(made["similar groups, proportional"], [1.0, 0.0], atol=1e-6)
+    # two groups only, so both count alike: control mean (2, 2), perturbed (4, 2)
+    np.testing.assert_allclose(made["similar groups, proportional"], [1.3 * (4.3 / 2.3 - 1), 0.0])
     # similar_delta of the field's comparison: weights exp(-d2 / (0.5 median d2)), d2 = 0 and 4
     w = np.exp([0.0, -4 / (0.5 * 2)])
     np.testing.assert_allclose(made["similar groups"], [(w @ [1.0, 3.0]) / w.sum(), 0.0])

@@ -13,24 +13,25 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+import torch
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
 from sctool.artifacts.model_folder import open_model
 from sctool.bench.entries import ARMS
 from sctool.bench.evaluation import Evaluation
-from sctool.config import Config
+from sctool.config import Config, SCGenConfig
 from sctool.data.expression import read_expression
 from sctool.data.read import H5ad
 from sctool.data.response import CONTROL, PERTURBED, Design, design
 from sctool.errors import SctoolError
 from sctool.metrics import response as m
+from sctool.models.scgen import group_weights, learned_power, proportional_change
 
 SHOWN = ("change_r", "energy_distance", "mean_r2", "change_error")
 FEWEST_CELLS = 10
 COMPONENTS = 50
 HALVES = 5
-FLOOR = 0.3
 Matrix = NDArray[np.float32]
 Profile = NDArray[np.floating]
 
@@ -113,9 +114,8 @@ def baseline_changes(control_g: Profile, known: dict[str, tuple[Profile, Profile
     square_k = np.square(u_kg - control_g).sum(1)
     near_k = np.exp(-square_k / (0.5 * np.median(square_k) + 1e-12))
     near_k /= near_k.sum()
-    tight_k = (np.maximum(square_k, 1e-12) / max(square_k.min(), 1e-12)) ** -2.0
-    tight_k /= tight_k.sum()
-    ratio_g = (tight_k @ p_kg + FLOOR) / (tight_k @ u_kg + FLOOR)
+    mean_ksg, floor = torch.from_numpy(np.stack([u_kg, p_kg], 1)), SCGenConfig().floor
+    w_k = group_weights(torch.from_numpy(square_k).sqrt(), "similar", learned_power(mean_ksg, floor))
     centred_kg = u_kg - u_kg.mean(0)
     spread_g = np.square(centred_kg).sum(0)
     slope_g = (centred_kg * (d_kg - d_kg.mean(0))).sum(0) / (spread_g + spread_g.mean() + 1e-12)
@@ -124,7 +124,7 @@ def baseline_changes(control_g: Profile, known: dict[str, tuple[Profile, Profile
         "mean change": d_kg.mean(0),
         "nearest group": d_kg[square_k.argmin()],
         "similar groups": near_k @ d_kg,
-        "similar groups, proportional": (control_g + FLOOR) * (ratio_g - 1),
+        "similar groups, proportional": proportional_change(torch.from_numpy(control_g), mean_ksg, w_k, floor).numpy(),
         "per-gene linear": d_kg.mean(0) + slope_g * (control_g - u_kg.mean(0)),
     }
 

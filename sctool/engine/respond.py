@@ -96,7 +96,7 @@ def write_response(
     for group, rows in cells.items():
         totals = [batch.dense().sum(0, dtype=torch.float64) for _, batch in in_chunks(query.store.batch, rows, CHUNK)]
         means[group] = (torch.stack(totals).sum(0) / len(rows)).float()
-        weights[group] = module.weights(means[group])
+        weights[group] = module.weights(means[group], known.index(group) if group in known else -1)
     table = pd.DataFrame(
         [(group, other, float(w)) for group, w_k in weights.items() for other, w in zip(known, w_k, strict=True) if w > 0],
         columns=["group", "from", "weight"],

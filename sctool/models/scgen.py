@@ -7,8 +7,8 @@
 
 - ``x`` is log-normalised expression; conditions and groups never enter the network.
 - delta comes from groups that have both conditions. The reference averages controls of the held-out group in, too, which biases it.
-- ``w_k`` are by default proportional to |mean control of the new group - mean control of group k|^-4, so that like groups count most;
-  the reference weighs all alike.
+- ``w_k`` are by default proportional to |mean control of the new group - mean control of group k|^-p, so that like groups count more.
+  ``p`` is what predicts each known group best from the other known ones; the reference weighs all alike (p = 0).
 - A cell keeps what the decoder cannot tell of it: x + f(z + delta) - f(z). The reference's f(z + delta) has a small part of the real
   variance.
 - ``f(z + delta) - f(z)`` is averaged, in the share ``blend``, with the change of means seen in the other groups, carried over as a
@@ -37,6 +37,7 @@ from sctool.nn.layers import MLP, NormalEncoder
 from sctool.nn.likelihood import normal_kl
 
 SLOPE = 0.01
+POWERS = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
 Weighting = Literal["similar", "mean", "nearest"]
 
 
@@ -112,18 +113,26 @@ class SCGen(nn.Module):
         self.latent_ksl /= self.cells_ks.clamp_min(1)[:, :, None]
         self.mean_ksg /= self.cells_ks.clamp_min(1)[:, :, None]
 
-    def weights(self, control_g: Tensor) -> Tensor:
+    def weights(self, control_g: Tensor, own: int = -1) -> Tensor:
         """How much each remembered group counts for the response of a new one, shape (groups,), sums to 1.
 
         Parameters
         ----------
         control_g
             Mean control expression of the new group.
+        own
+            Its number, where it is among the remembered ones; if it was seen under both conditions, it alone counts.
         """
         enough = min(float(self.config.min_cells), float(self.cells_ks.min(1).values.max()))
         usable = (self.cells_ks >= max(enough, 1.0)).all(1)
         w_k = torch.zeros(len(usable), device=control_g.device)
-        w_k[usable] = group_weights((self.mean_ksg[usable, 0] - control_g).norm(dim=1), self.config.delta, self.config.similarity)
+        if own >= 0 and usable[own]:
+            w_k[own] = 1.0
+            return w_k
+        known_ksg, power = self.mean_ksg[usable], self.config.similarity
+        if power is None:
+            power = learned_power(known_ksg, self.config.floor)
+        w_k[usable] = group_weights((known_ksg[:, 0] - control_g).norm(dim=1), self.config.delta, power)
         return w_k
 
     def respond(self, batch: Minibatch, control_g: Tensor, w_k: Tensor) -> Tensor:
@@ -143,15 +152,51 @@ class SCGen(nn.Module):
         moved_ng = self.decode(z_nl + w_k @ (self.latent_ksl[:, 1] - self.latent_ksl[:, 0]))
         if not self.config.residual:
             return moved_ng
-        blend, floor = self.config.blend, self.config.floor
-        ratio_g = (w_k @ self.mean_ksg[:, 1] + floor) / (w_k @ self.mean_ksg[:, 0] + floor)
-        return x_ng + blend * (moved_ng - self.decode(z_nl)) + (1 - blend) * (control_g + floor) * (ratio_g - 1)
+        blend, seen_g = self.config.blend, proportional_change(control_g, self.mean_ksg, w_k, self.config.floor)
+        return x_ng + blend * (moved_ng - self.decode(z_nl)) + (1 - blend) * seen_g
 
 
-def group_weights(distance_k: Tensor, rule: Weighting, power: float = 4.0) -> Tensor:
+def proportional_change(control_g: Tensor, mean_ksg: Tensor, w_k: Tensor, floor: float) -> Tensor:
+    """The change of the weighted means of known groups, carried over to a new group as a proportion, shape (genes,).
+
+    Parameters
+    ----------
+    control_g
+        Mean control expression of the new group.
+    mean_ksg
+        Mean expression of each known group under control and perturbed.
+    w_k
+        Weights of the groups.
+    floor
+        Log expression below which the change is absolute rather than proportional.
+    """
+    ratio_g = (w_k @ mean_ksg[:, 1] + floor) / (w_k @ mean_ksg[:, 0] + floor)
+    return (control_g + floor) * (ratio_g - 1)
+
+
+def learned_power(mean_ksg: Tensor, floor: float) -> float:
+    """The power of the distance that predicts the change of each known group best from the others; 0 where there are under three.
+
+    Best is the least mean over groups of squared error / squared change. No cell of a group to be predicted is involved.
+    """
+    n = len(mean_ksg)
+    if n < 3:
+        return 0.0
+    errors = torch.zeros(len(POWERS))
+    for k in range(n):
+        others = [other for other in range(n) if other != k]
+        distance_k = (mean_ksg[others, 0] - mean_ksg[k, 0]).norm(dim=1)
+        change_g = mean_ksg[k, 1] - mean_ksg[k, 0]
+        for at, power in enumerate(POWERS):
+            made_g = proportional_change(mean_ksg[k, 0], mean_ksg[others], group_weights(distance_k, "similar", power), floor)
+            errors[at] += float((made_g - change_g).square().sum() / change_g.square().sum().clamp_min(1e-12))
+    return POWERS[int(errors.argmin())]
+
+
+def group_weights(distance_k: Tensor, rule: Weighting, power: float) -> Tensor:
     """Weights of groups by the distance of their mean controls from a new group's, shape (groups,), sum to 1.
 
-    ``similar``: distance to the power ``-power``, without a scale to choose; ``nearest``: the nearest alone; ``mean``: all alike.
+    ``similar``: distance to the power ``-power``, whatever its scale; ``nearest``: the nearest alone; ``mean``: all alike.
     """
     if rule == "mean":
         return torch.full_like(distance_k, 1.0 / len(distance_k))

@@ -51,7 +51,16 @@ def test_from_training_to_pictures(sctool, predicted, treated, tmp_path):
     ran = sctool("eval", "scgen", predicted, "--quiet")
     assert ran.code == 0, ran.err
     metrics = json.loads((predicted / "metrics.json").read_text())
-    names = {"scGen", "no change", "mean change", "nearest group", "similar groups", "similar groups, proportional", "per-gene linear", "real half"}
+    names = {
+        "scGen",
+        "no change",
+        "mean change",
+        "nearest group",
+        "similar groups",
+        "similar groups, proportional",
+        "per-gene linear",
+        "real half",
+    }
     assert set(metrics["scores"]) == names
     error = {name: values["change_error"]["mean"] for name, values in metrics["scores"].items()}
     assert error["no change"] == pytest.approx(1)
@@ -91,7 +100,9 @@ def test_log_expression_is_read_as_it_is(sctool, predicted, treated, tmp_path):
     logged.write_h5ad(tmp_path / "logged.h5ad")
     words = ("--condition-key", "condition", "--control", "control", "--group-key", "donor", "--held-out", "PW034")
     assert sctool("train", "scgen", "logged.h5ad", *words, *QUICK, "--name", "logged").code == 0
-    weights = [pd.read_csv(tmp_path / "checkpoints" / "scgen" / name / "history.csv")["validation_loss"].iloc[-1] for name in (RUN, "logged")]
+    weights = [
+        pd.read_csv(tmp_path / "checkpoints" / "scgen" / name / "history.csv")["validation_loss"].iloc[-1] for name in (RUN, "logged")
+    ]
     assert weights[0] == pytest.approx(weights[1], rel=1e-3)
 
 
@@ -102,7 +113,10 @@ def test_adaptive_resampling_and_designs(sctool, tmp_path):
     assert sctool("train", "scgen", "--control-share", "0", *QUICK).code == 0
     cells = pd.read_csv(tmp_path / "checkpoints" / "scgen" / "treated-PW034-share0-standard-seed0" / "cells.csv", dtype=str)
     assert set(cells["split"][cells["donor"] == "PW034"]) == {"test", "unused"}
-    for words, run in ((("--random-share", "0.2"), "treated-random0.2-standard-seed0"), (("--in-distribution", "PW036"), "treated-in-PW036-standard-seed0")):
+    for words, run in (
+        (("--random-share", "0.2"), "treated-random0.2-standard-seed0"),
+        (("--in-distribution", "PW036"), "treated-in-PW036-standard-seed0"),
+    ):
         assert sctool("train", "scgen", *words, *QUICK).code == 0
         assert sctool("predict", "scgen", f"checkpoints/scgen/{run}", "--quiet").code == 0
         ran = sctool("eval", "scgen", f"results/scgen/{run}", "--quiet")
@@ -143,7 +157,18 @@ def test_predictions_of_another_tool(sctool, treated, tmp_path):
     sc.pp.normalize_total(cells, target_sum=1e4)
     sc.pp.log1p(cells)
     cells.write_h5ad(tmp_path / "theirs.h5ad")
-    words = ("--condition-key", "condition", "--control", "control", "--perturbed", "panobinostat", "--group-key", "donor", "--held-out", "PW034")
+    words = (
+        "--condition-key",
+        "condition",
+        "--control",
+        "control",
+        "--perturbed",
+        "panobinostat",
+        "--group-key",
+        "donor",
+        "--held-out",
+        "PW034",
+    )
     assert sctool("eval", "scgen", "theirs.h5ad", *words, "--quiet").code == 2
     ran = sctool("eval", "scgen", "theirs.h5ad", "--data", TREATED.path, *words, "--quiet")
     assert ran.code == 0, ran.err

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sctool.config import SCGenConfig
 from sctool.data.minibatch import CellStore
-from sctool.models.scgen import SCGen, balanced_rows, group_weights, published_delta, published_split
+from sctool.models.scgen import SCGen, balanced_rows, group_weights, learned_power, published_delta, published_split
 from sctool.nn.likelihood import normal_kl
 from tests.conftest import VECTORS
 
@@ -41,7 +41,9 @@ def published_network(case):
 
 
 def batch_of(x_ng, **codes):
-    return CellStore(sp.csr_matrix(x_ng), {key: np.asarray(value) for key, value in codes.items()}, range(len(x_ng))).batch(np.arange(len(x_ng)))
+    return CellStore(sp.csr_matrix(x_ng), {key: np.asarray(value) for key, value in codes.items()}, range(len(x_ng))).batch(
+        np.arange(len(x_ng))
+    )
 
 
 def test_network_and_loss_are_the_published_ones():
@@ -156,12 +158,12 @@ def test_no_change_in_the_other_groups_leaves_a_cell_as_it_is(remembering):
 
 
 def test_a_known_group_gets_its_own_change_back(remembering):
-    """The carried-over part is exact where the group itself is known: m (p + c) / (q + c) with q = m."""
+    """It alone counts, and the carried-over part is then exact: m (p + c) / (q + c) with q = m."""
     net, _, x_ng, group, condition = remembering
     net.config = net.config.model_copy(update={"blend": 0.0})
     own = x_ng[(group == 0) & (condition == 0)]
     control_g = torch.from_numpy(own.mean(0))
-    got = net.respond(batch_of(own), control_g, net.weights(control_g)).mean(0).detach()
+    got = net.respond(batch_of(own), control_g, net.weights(control_g, own=0)).mean(0).detach()
     np.testing.assert_allclose(got, x_ng[(group == 0) & (condition == 1)].mean(0), atol=1e-3)
 
 
@@ -171,6 +173,19 @@ def test_groups_with_few_cells_count_only_if_there_are_no_others(remembering):
     assert net.weights(net.mean_ksg[2, 0])[0] == 0
     net.cells_ks[1] = 3
     assert net.weights(net.mean_ksg[2, 0])[0] > 0
+
+
+def test_the_power_is_the_one_that_fits_the_known_groups():
+    """Where like groups change alike it is large, where likeness says nothing it is 0."""
+    rng = np.random.default_rng(0)
+    at_k = torch.tensor([0.0, 1, 2, 20, 21, 22])  # groups on a line, in two clusters
+    direction_g, near_g, far_g = (torch.from_numpy(rng.normal(size=30)).float() for _ in range(3))
+    control_kg = 5 + at_k[:, None] * direction_g
+    alike = near_g * (at_k[:, None] < 3) + far_g * (at_k[:, None] >= 3)
+    unlike = torch.from_numpy(rng.normal(size=(6, 30))).float() + near_g
+    assert learned_power(torch.stack([control_kg, control_kg + alike], 1), 0.3) >= 3
+    assert learned_power(torch.stack([control_kg, control_kg + unlike], 1), 0.3) <= 0.5
+    assert learned_power(torch.stack([control_kg, control_kg + alike], 1)[:2], 0.3) == 0  # two say nothing of each other
 
 
 distances = st.lists(st.floats(0, 1e3, width=32), min_size=1, max_size=8).map(lambda values: torch.tensor(values, dtype=torch.float32))
