@@ -137,14 +137,15 @@ def summary_tables(plots: Path, scores: pd.DataFrame) -> list[Path]:
     """Mean and standard deviation over groups of each method (seeds averaged first), as CSV and LaTeX."""
     per_group = scores.groupby(["name", "arm", "group"], sort=False)[list(TITLES)].mean()
     table = per_group.groupby(level=["name", "arm"], sort=False).agg(["mean", "std"])
-    flat = table.set_axis([f"{column}_{part}" for column, part in table.columns], axis=1)
-    words = pd.DataFrame(
-        {
-            title: [f"{mean:.3f} $\\pm$ {std:.3f}" if np.isfinite(std) else f"{mean:.3f}" for mean, std in table[column].to_numpy()]
-            for column, title in TITLES.items()
-        },
-        index=[name for name, _ in table.index],
-    )
+    flat = table.set_axis(["_".join(pair) for pair in table.columns], axis=1)
+    shown = {
+        title: [
+            f"{mean:.3f} $\\pm$ {std:.3f}" if np.isfinite(std) else f"{mean:.3f}"
+            for mean, std in zip(flat[f"{column}_mean"], flat[f"{column}_std"], strict=True)
+        ]
+        for column, title in TITLES.items()
+    }
+    words = pd.DataFrame(shown, index=[str(name).replace("_", r"\_") for name in table.index.get_level_values("name")])
     paths = [plots / "summary.csv", plots / "summary.tex"]
     for path, text in zip(paths, (flat.to_csv(), words.replace("nan", "--").to_latex(column_format="l" + "r" * len(TITLES))), strict=True):
         with atomic_file(path) as partial:

@@ -180,7 +180,7 @@ def test_the_power_is_the_one_that_fits_the_known_groups():
     rng = np.random.default_rng(0)
     at_k = torch.tensor([0.0, 1, 2, 20, 21, 22])  # groups on a line, in two clusters
     direction_g, near_g, far_g = (torch.from_numpy(rng.normal(size=30)).float() for _ in range(3))
-    control_kg = 5 + at_k[:, None] * direction_g
+    control_kg = 5 + 0.05 * at_k[:, None] * direction_g
     alike = near_g * (at_k[:, None] < 3) + far_g * (at_k[:, None] >= 3)
     unlike = torch.from_numpy(rng.normal(size=(6, 30))).float() + near_g
     assert learned_power(torch.stack([control_kg, control_kg + alike], 1), 0.3) >= 3
