@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from sctool.cli import check, evaluate, plot, predict, train
+from sctool.cli import check, download, evaluate, plot, predict, train
 from sctool.errors import SctoolError
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.command("check")(check.check)
+app.add_typer(download.app, name="download")
 app.add_typer(train.app, name="train")
 app.add_typer(predict.app, name="predict")
 app.add_typer(evaluate.app, name="eval")
