@@ -30,6 +30,7 @@ from sctool.models.scgen import group_weights, learned_power, proportional_chang
 
 SHOWN = ("change_r", "energy_distance", "mean_r2", "change_error")
 FEWEST_CELLS = 10
+FEWEST_GENES = 10
 COMPONENTS = 50
 HALVES = 5
 Matrix = NDArray[np.float32]
@@ -152,19 +153,24 @@ class Run:
     config: Config
     target_sum: float | None
 
-    def cells(self, key: str, group: str, genes: list[str]) -> Matrix:
+    def genes(self, names: list[str]) -> tuple[str, ...]:
+        """Those of the genes of the file that were predicted, in its order."""
+        predicted = set(map(str, H5ad(self.path).var.index))
+        shared = tuple(name for name in names if name in predicted)
+        if len(shared) < FEWEST_GENES:
+            raise SctoolError(
+                f"{self.path} has {len(shared)} of the {len(names)} genes of {self.data.name}", "name its genes as that file does"
+            )
+        return shared
+
+    def cells(self, key: str, group: str, genes: tuple[str, ...]) -> Matrix:
         """Predicted cells of a group, columns in the order of ``genes``."""
         predicted = ad.read_h5ad(self.path)
         if key in predicted.obs:
             predicted = predicted[(predicted.obs[key].astype(str) == group).to_numpy()]
-        absent = sorted(set(genes) - set(predicted.var_names))
-        if absent:
-            raise SctoolError(
-                f"{self.path} lacks {len(absent)} of {len(genes)} genes of {self.data.name}, e.g. {absent[0]}", "predict every gene"
-            )
         if predicted.n_obs < 2:
             raise SctoolError(f"{self.path} has {predicted.n_obs} cells of group {group!r}", "predict that group")
-        x_ng = predicted[:, genes].X
+        x_ng = predicted[:, list(genes)].X
         return np.asarray(x_ng.toarray() if sp.issparse(x_ng) else x_ng, np.float32)
 
 
@@ -215,14 +221,17 @@ def evaluate_responses(paths: list[Path], data: Path | None, config: Config, say
         file = H5ad(run.data)
         chosen, settings = design(file.obs, run.config), run.config.scgen
         matrix: sp.csr_matrix | None = None
-        genes = [str(name) for name in file.var.index]
+        names = [str(name) for name in file.var.index]
+        genes = run.genes(names)
         for group in chosen.targets:
             # A design without random choices is the same for every seed, and so are its baselines.
             random = run.config.seed if settings.random_share or settings.in_distribution else None
-            place = (str(run.data), group, random, settings.random_share, settings.in_distribution, run.target_sum)
+            place = (str(run.data), group, random, settings.random_share, settings.in_distribution, run.target_sum, genes)
             if place not in cases:
                 if matrix is None:
                     matrix = read_expression(file, run.config.data, run.target_sum)[0]
+                    at = {name: column for column, name in enumerate(names)}
+                    matrix = matrix[:, [at[name] for name in genes]]
                 cases[place] = _case(group, matrix, chosen, say)
                 if (case := cases[place]) is not None:
                     rows += [{**row, "run": "", **_about(group, case, run)} for row in score_baselines(case)]
@@ -311,7 +320,7 @@ def _about(group: str, case: Case, run: Run) -> dict[str, Any]:
     }
 
 
-def _means(case: Case, predicted_ng: Matrix, genes: list[str], run: Run) -> pd.DataFrame:
+def _means(case: Case, predicted_ng: Matrix, genes: tuple[str, ...], run: Run) -> pd.DataFrame:
     """Mean expression of every gene: control, real, predicted; for the scatter."""
     table = pd.DataFrame({"run": run.name, "arm": run.arm, "group": case.group, "gene": genes})
     for name, x_ng in (("control", case.control_ng), ("real", case.real_mg), ("predicted", predicted_ng)):

@@ -44,8 +44,8 @@ class SomeFailed(SctoolError):
 def list_(dest: Dest = Path("data"), json_: o.Json = False, quiet: o.Quiet = False) -> None:
     """Say which data sets there are, and which are here."""
     session = Session(locals())
-    from sctool.data.part import human
-    from sctool.data.registry import data_sets
+    from sctool.data.download.part import human
+    from sctool.data.download.registry import data_sets
 
     rows, values = [], []
     for entry in data_sets():
@@ -96,7 +96,7 @@ def _download(
     from_file: Path | None,
     offline: bool,
 ) -> None:
-    from sctool.data.registry import choose
+    from sctool.data.download.registry import choose
 
     given = {"--url": url, "--mirror": mirror, "--from-file": from_file, "--offline": offline or None}
     clash = [flag for flag, value in given.items() if value is not None]
@@ -108,8 +108,8 @@ def _download(
         raise SctoolError(f"--url is the address of one data set; {len(entries)} are chosen: {names}", f"add --only {entries[0].name}")
     if url is not None and not url.startswith(("http://", "https://")):
         raise SctoolError(f"--url {url} is no http or https address", "give a file of this machine with --from-file")
-    from sctool.data.download import Downloads
-    from sctool.data.unpack import is_archive
+    from sctool.data.download.downloads import Downloads
+    from sctool.data.download.unpack import is_archive
 
     if from_file is not None and len(entries) > 1 and from_file.is_file() and not is_archive(from_file):
         raise SctoolError(f"{from_file} (--from-file) is one data set; {len(entries)} are chosen: {names}", f"add --only {entries[0].name}")

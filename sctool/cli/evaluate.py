@@ -151,5 +151,5 @@ def _finish(session: Session, results: Path, made: Evaluation, *, beside: bool =
     made.write(results, force=session.force, beside=beside)
     shown = made.columns[:4] if made.decide else made.columns[:2]
     rows = [[row["name"], row["arm"], *(f"{row[c]:.3f}" for c in shown)] for _, row in made.summary.iterrows()]
-    table = score_table(made.task, ["name", "arm", *shown], rows)
+    table = score_table(made.task, ["name", "arm", *(c.replace("_", " ") for c in shown)], rows)
     session.result({"results": str(results), **made.metrics}, [table], [*made.verdict(), str(results)])

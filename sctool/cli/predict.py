@@ -102,7 +102,8 @@ def scgen(
 
     query = open_query(folder, BUILDERS["scgen"], path, session.config)
     session.say(str(query.match))
-    cells = control_cells(query, folder, session.config, group, data is None)
+    same = path.resolve() == Path(about["file"]).resolve()
+    cells = control_cells(query, folder, session.config, group, same)
     scale = f"log1p of counts per {about['target_sum']:,.0f}" if about["target_sum"] else "as in the file of training"
     note = {"file": str(path), "control": about["control"], "perturbed": about["perturbed"], "scale": scale}
     weights = write_response(query, folder, cells, results, note, force=session.force)

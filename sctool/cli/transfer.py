@@ -44,7 +44,7 @@ class TransferReporter:
         if self._bar:
             self._bar.update(self._task, completed=done, total=total)
         elif now - self._said > SECONDS_BETWEEN_LINES:
-            from sctool.data.part import human
+            from sctool.data.download.part import human
 
             self._said = now
             rate = max(done - self._first, 0) / (now - self._began)

@@ -34,7 +34,7 @@ def control_cells(query: Query, folder: ModelFolder, config: Config, groups: lis
     query
         The cells.
     folder
-        The model; on the file it was trained on, its own held-out groups are predicted.
+        The model; its own held-out groups are predicted where the query has them, else every group.
     config
         ``data.group_key`` and ``scgen.condition_key``, ``scgen.control`` of the query, where they differ from the model's.
     groups
@@ -71,7 +71,8 @@ def control_cells(query: Query, folder: ModelFolder, config: Config, groups: lis
         raise SctoolError(
             f"no control cells of group {(absent or ['any'])[0]!r}", f"groups with control cells: {', '.join(map(str, there)) or 'none'}"
         )
-    return {group: np.flatnonzero(control_n & (group_n == group)) for group in groups or there}
+    held_out = [group for group in folder.manifest["data"]["targets"] if group in there]
+    return {group: np.flatnonzero(control_n & (group_n == group)) for group in groups or held_out or there}
 
 
 def write_response(

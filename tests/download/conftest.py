@@ -2,8 +2,8 @@
 
 import pytest
 
-from sctool.data import fetch
 from sctool.data.demo import CELLS
+from sctool.data.download import fetch
 from tests.download.server import Server
 
 

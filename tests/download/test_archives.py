@@ -165,8 +165,8 @@ def test_troubles_of_drive(sctool, monkeypatch, cradle, trouble, tries, said):
 
 def test_the_real_gdown_goes_on_with_its_part(monkeypatch, server, four, tmp_path):
     """gdown itself, with our server for Google's: cut, then resumed by the next call."""
-    from sctool.data import drive as ours
-    from sctool.data import part
+    from sctool.data.download import drive as ours
+    from sctool.data.download import part
 
     real = gdown.download
     monkeypatch.setattr(gdown, "download", lambda **more: real(url=f"{server.base}/{more.pop('id')}", **more))

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from sctool.data import registry
 from sctool.data.demo import CELLS
+from sctool.data.download import registry
 from tests.download.conftest import finished
 
 
@@ -169,7 +169,7 @@ def test_dest(server, pbmc, tmp_path, cells):
 
 
 def test_dropbox_links_become_links_to_the_file():
-    from sctool.data.download import _direct
+    from sctool.data.download.downloads import _direct
 
     assert _direct("https://www.dropbox.com/s/a/b.h5ad") == "https://www.dropbox.com/s/a/b.h5ad?dl=1"
     assert _direct("https://www.dropbox.com/s/a/b.h5ad?dl=0") == "https://www.dropbox.com/s/a/b.h5ad?dl=1"

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sctool.data import download, fetch, part, registry
+from sctool.data.download import downloads, fetch, part, registry
 from tests.download.conftest import finished
 
 
@@ -362,7 +362,7 @@ def test_the_disk_fills_up(server, pbmc, folder, cells, monkeypatch):
 
 def test_zenodo_says_where_how_large_and_which_checksum(server, pbmc, folder, cells, monkeypatch):
     stated(monkeypatch, sources=(registry.Source(kind="zenodo", at="7", file="pbmc.h5ad"),))
-    monkeypatch.setattr(download, "ZENODO", f"{server.base}/api/records")
+    monkeypatch.setattr(downloads, "ZENODO", f"{server.base}/api/records")
     entry = {"key": "pbmc.h5ad", "size": len(cells), "links": {"self": f"{server.base}/content"}}
 
     def answer(checksum):
@@ -383,7 +383,7 @@ def test_zenodo_says_where_how_large_and_which_checksum(server, pbmc, folder, ce
 
 def test_zenodo_without_the_file_lists_what_there_is(server, pbmc, monkeypatch):
     stated(monkeypatch, sources=(registry.Source(kind="zenodo", at="7", file="pbmc.h5ad"),))
-    monkeypatch.setattr(download, "ZENODO", f"{server.base}/api/records")
+    monkeypatch.setattr(downloads, "ZENODO", f"{server.base}/api/records")
     server.add("/api/records/7", b'{"files": [{"key": "data.zip"}]}', kind="application/json")
     ran = pbmc()
     assert ran.code == 2

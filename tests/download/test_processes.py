@@ -9,10 +9,10 @@ import threading
 import time
 
 from sctool.data.demo import CELLS
-from sctool.data.lock import locked
+from sctool.data.download.lock import locked
 from tests.download.conftest import finished
 
-CODE = "import sctool.data.fetch as f; f.FIRST_WAIT = 0.01; from sctool.cli.main import main; main()"
+CODE = "import sctool.data.download.fetch as f; f.FIRST_WAIT = 0.01; from sctool.cli.main import main; main()"
 
 
 def start(cwd, url, *words, **more):

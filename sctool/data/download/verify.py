@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from sctool.artifacts.atomic import disk_errors, write_json
-from sctool.data.lock import locked
-from sctool.data.part import Unavailable, digest
-from sctool.data.registry import DataSet
+from sctool.data.download.lock import locked
+from sctool.data.download.part import Unavailable, digest
+from sctool.data.download.registry import DataSet
 from sctool.errors import SctoolError
 
 

@@ -1,8 +1,8 @@
 """One file over HTTP, however bad the line: resumed, retried, and never taken for finished before it is.
 
-Bytes go to ``NAME.part``, with a note whose they are (:mod:`sctool.data.part`). A later attempt asks for the rest with Range and If-Range,
-so that a file which changed in between starts over and is never glued together from two versions. Where the server names neither ETag nor
-date, nothing could tell, and the transfer starts over unless a checksum will tell at the end.
+Bytes go to ``NAME.part``, with a note whose they are (:mod:`sctool.data.download.part`). A later attempt asks for the rest with Range and
+If-Range, so that a file which changed in between starts over and is never glued together from two versions. Where the server names
+neither ETag nor date, nothing could tell, and the transfer starts over unless a checksum will tell at the end.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sctool.artifacts.atomic import disk_errors
-from sctool.data.part import Origin, Unavailable, bytes_in, discard, human, is_complete, room_for, verify
+from sctool.data.download.part import Origin, Unavailable, bytes_in, discard, human, is_complete, room_for, verify
 
 if TYPE_CHECKING:
     import requests

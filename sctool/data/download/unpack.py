@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
 from sctool.artifacts.atomic import disk_errors
-from sctool.data.part import Unavailable, human, room_for
+from sctool.data.download.part import Unavailable, human, room_for
 
 MOST_TIMES_LARGER = 200
 """What an archive may hold in all, as a multiple of its own size; .h5ad files pack to a tenth, bombs to a thousandth."""

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sctool.artifacts.atomic import disk_errors
-from sctool.data import fetch as web
-from sctool.data.part import Origin, Unavailable, bytes_in, is_complete, room_for
+from sctool.data.download import fetch as web
+from sctool.data.download.part import Origin, Unavailable, bytes_in, is_complete, room_for
 
 
 def fetch_drive(file_id: str, part: Path, *, say: web.Say, report: web.Report, sleep: Callable[[float], None] = time.sleep) -> None:

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sctool.artifacts.atomic import disk_errors
-from sctool.data.drive import fetch_drive
-from sctool.data.fetch import Report, Say, fetch, fetch_json
-from sctool.data.lock import locked
-from sctool.data.part import Unavailable, discard, human, room_for, verify
-from sctool.data.registry import DataSet, Source, data_sets
-from sctool.data.unpack import is_archive, unpack
-from sctool.data.verify import Found, compare, inspect, record, seen
+from sctool.data.download.drive import fetch_drive
+from sctool.data.download.fetch import Report, Say, fetch, fetch_json
+from sctool.data.download.lock import locked
+from sctool.data.download.part import Unavailable, discard, human, room_for, verify
+from sctool.data.download.registry import DataSet, Source, data_sets
+from sctool.data.download.unpack import is_archive, unpack
+from sctool.data.download.verify import Found, compare, inspect, record, seen
 from sctool.errors import SctoolError
 
 ZENODO = "https://zenodo.org/api/records"
