@@ -179,7 +179,7 @@ def case():
         return np.maximum(rng.normal(mean_g, 0.5, (80, 60)), 0).astype(np.float32)
 
     known = {str(k): (means[k], means[k] + change) for k in range(3)}
-    return Case.of("3", cells_of(means[3]), cells_of(means[3] + change), known)
+    return Case.of("3", tuple(f"g{at}" for at in range(60)), cells_of(means[3]), cells_of(means[3] + change), known)
 
 
 def test_a_shared_change_is_found_by_every_baseline_that_uses_it(case):

@@ -42,6 +42,7 @@ class Case:
     """A group whose response was predicted: its real cells, and what is known of the other groups."""
 
     group: str
+    genes: tuple[str, ...]
     control_ng: Matrix
     real_mg: Matrix
     known: dict[str, tuple[Profile, Profile]]
@@ -54,12 +55,12 @@ class Case:
     """Of the real cells, control and perturbed; where the energy distance is taken."""
 
     @classmethod
-    def of(cls, group: str, control_ng: Matrix, real_mg: Matrix, known: dict[str, tuple[Profile, Profile]]) -> Case:
+    def of(cls, group: str, genes: tuple[str, ...], control_ng: Matrix, real_mg: Matrix, known: dict[str, tuple[Profile, Profile]]) -> Case:
         """Rank genes and fit the space."""
         up, changed = differential_genes(control_ng, real_mg)
         both = np.vstack([control_ng, real_mg])
         space = PCA(min(COMPONENTS, *(side - 1 for side in both.shape)), random_state=0).fit(both)
-        return cls(group, control_ng, real_mg, known, up, changed, space)
+        return cls(group, genes, control_ng, real_mg, known, up, changed, space)
 
 
 def differential_genes(control_ng: Matrix, real_mg: Matrix) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -153,19 +154,20 @@ class Run:
     config: Config
     target_sum: float | None
 
-    def genes(self, names: list[str]) -> tuple[str, ...]:
-        """Those of the genes of the file that were predicted, in its order."""
+    def real_cells(self, file: H5ad) -> tuple[sp.csr_matrix, tuple[str, ...]]:
+        """Log expression of all cells of the file with the real ones, for the genes that were predicted; and their names."""
+        matrix, found = read_expression(file, self.config.data, self.target_sum)
         predicted = set(map(str, H5ad(self.path).var.index))
-        shared = tuple(name for name in names if name in predicted)
-        if len(shared) < FEWEST_GENES:
+        columns = [column for column, name in enumerate(found.var.index) if str(name) in predicted]
+        if len(columns) < FEWEST_GENES:
             raise SctoolError(
-                f"{self.path} has {len(shared)} of the {len(names)} genes of {self.data.name}", "name its genes as that file does"
+                f"{self.path} has {len(columns)} of the {len(found.var)} genes of {self.data.name}", "name its genes as that file does"
             )
-        return shared
+        return matrix[:, columns], tuple(str(found.var.index[column]) for column in columns)
 
-    def cells(self, key: str, group: str, genes: tuple[str, ...]) -> Matrix:
+    def cells(self, group: str, genes: tuple[str, ...]) -> Matrix:
         """Predicted cells of a group, columns in the order of ``genes``."""
-        predicted = ad.read_h5ad(self.path)
+        predicted, key = ad.read_h5ad(self.path), self.config.data.group_key
         if key in predicted.obs:
             predicted = predicted[(predicted.obs[key].astype(str) == group).to_numpy()]
         if predicted.n_obs < 2:
@@ -216,50 +218,24 @@ def evaluate_responses(paths: list[Path], data: Path | None, config: Config, say
     rows: list[dict[str, Any]] = []
     means: list[pd.DataFrame] = []
     shown: list[tuple[Case, Matrix]] = []
-    cases: dict[Any, Case | None] = {}
+    cases = Cases(say)
     for run in [open_run(path, data, config) for path in paths]:
-        file = H5ad(run.data)
-        chosen, settings = design(file.obs, run.config), run.config.scgen
-        matrix: sp.csr_matrix | None = None
-        names = [str(name) for name in file.var.index]
-        genes = run.genes(names)
-        for group in chosen.targets:
-            # A design without random choices is the same for every seed, and so are its baselines.
-            random = run.config.seed if settings.random_share or settings.in_distribution else None
-            place = (str(run.data), group, random, settings.random_share, settings.in_distribution, run.target_sum, genes)
-            if place not in cases:
-                if matrix is None:
-                    matrix = read_expression(file, run.config.data, run.target_sum)[0]
-                    at = {name: column for column, name in enumerate(names)}
-                    matrix = matrix[:, [at[name] for name in genes]]
-                cases[place] = _case(group, matrix, chosen, say)
-                if (case := cases[place]) is not None:
-                    rows += [{**row, "run": "", **_about(group, case, run)} for row in score_baselines(case)]
-            case = cases[place]
-            if case is None:
-                continue
-            key = run.config.data.group_key
-            assert key is not None
-            predicted_ng = run.cells(key, group, genes)
-            rows.append(
-                {
-                    "name": run.label,
-                    "arm": run.arm,
-                    "seed": run.seed,
-                    **score_cells(case, predicted_ng),
-                    "run": run.name,
-                    **_about(group, case, run),
-                }
-            )
-            means.append(_means(case, predicted_ng, genes, run))
+        for case, new in cases.of(run):
+            about = _about(case, run)
+            if new:
+                rows += [{**row, "run": "", **about} for row in score_baselines(case)]
+            predicted_ng = run.cells(case.group, case.genes)
+            mine = {"name": run.label, "arm": run.arm, "seed": run.seed, "run": run.name}
+            rows.append({**mine, **score_cells(case, predicted_ng), **about})
+            means.append(_means(case, predicted_ng, run))
             if len(paths) == 1:
                 shown.append((case, predicted_ng))
     if not rows:
         raise SctoolError("no group has real perturbed cells to compare with", "score a group that was held out, not one never perturbed")
     scores = pd.DataFrame(rows)
-    about = {"runs": sorted({str(name) for name in scores["run"]} - {""}), "groups": sorted(set(scores["group"]))}
+    summary = {"runs": sorted({str(name) for name in scores["run"]} - {""}), "groups": sorted(set(scores["group"]))}
     tables = {"published_metrics": published_table(scores), "means": pd.concat(means, ignore_index=True)}
-    made = Evaluation("scgen", scores, SHOWN, about, tables, pair_by=("seed", "group", "control_share"), decide=SHOWN[:2])
+    made = Evaluation("scgen", scores, SHOWN, summary, tables, pair_by=("seed", "group", "control_share"), decide=SHOWN[:2])
     if shown:
         made.arrays["latent"], made.tables["cells"] = joint_map(shown)
     return made
@@ -288,7 +264,32 @@ def joint_map(shown: list[tuple[Case, Matrix]], most: int = 2000) -> tuple[Matri
     return space.transform(np.vstack([x_ng for _, _, x_ng in parts])).astype(np.float32), cells
 
 
-def _case(group: str, matrix: sp.csr_matrix, chosen: Design, say: Callable[[str], None]) -> Case | None:
+class Cases:
+    """Groups to be scored, each made once: a design without random choices is the same for every seed and arm, and so are its baselines."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self._made: dict[Any, Case | None] = {}
+
+    def of(self, run: Run) -> Iterator[tuple[Case, bool]]:
+        """The groups a run predicted, and whether each is met for the first time; those with too few cells are left out."""
+        file, settings = H5ad(run.data), run.config.scgen
+        chosen = design(file.obs, run.config)
+        random = run.config.seed if settings.random_share or settings.in_distribution else None
+        genes = hash(tuple(H5ad(run.path).var.index))
+        real: tuple[sp.csr_matrix, tuple[str, ...]] | None = None
+        for group in chosen.targets:
+            place = (str(run.data), group, random, settings.random_share, settings.in_distribution, run.target_sum, genes)
+            new = place not in self._made
+            if new:
+                real = real or run.real_cells(file)
+                self._made[place] = _case(group, *real, chosen, self.say)
+            case = self._made[place]
+            if case is not None:
+                yield case, new
+
+
+def _case(group: str, matrix: sp.csr_matrix, genes: tuple[str, ...], chosen: Design, say: Callable[[str], None]) -> Case | None:
     controls, truth = chosen.controls(group), chosen.truth(group)
     if min(len(controls), len(truth)) < FEWEST_CELLS:
         say(f"note: {group} is left out: {len(controls)} control and {len(truth)} real perturbed cells, {FEWEST_CELLS} are needed")
@@ -304,13 +305,13 @@ def _case(group: str, matrix: sp.csr_matrix, chosen: Design, say: Callable[[str]
     if not known:
         say(f"note: {group} is left out: no other group has {FEWEST_CELLS} cells of each condition")
         return None
-    return Case.of(group, matrix[controls].toarray(), matrix[truth].toarray(), known)
+    return Case.of(group, genes, matrix[controls].toarray(), matrix[truth].toarray(), known)
 
 
-def _about(group: str, case: Case, run: Run) -> dict[str, Any]:
+def _about(case: Case, run: Run) -> dict[str, Any]:
     settings = run.config.scgen
     return {
-        "group": group,
+        "group": case.group,
         "control_cells": len(case.control_ng),
         "real_cells": len(case.real_mg),
         "data": run.data.stem,
@@ -320,9 +321,9 @@ def _about(group: str, case: Case, run: Run) -> dict[str, Any]:
     }
 
 
-def _means(case: Case, predicted_ng: Matrix, genes: tuple[str, ...], run: Run) -> pd.DataFrame:
+def _means(case: Case, predicted_ng: Matrix, run: Run) -> pd.DataFrame:
     """Mean expression of every gene: control, real, predicted; for the scatter."""
-    table = pd.DataFrame({"run": run.name, "arm": run.arm, "group": case.group, "gene": genes})
+    table = pd.DataFrame({"run": run.name, "arm": run.arm, "group": case.group, "gene": case.genes})
     for name, x_ng in (("control", case.control_ng), ("real", case.real_mg), ("predicted", predicted_ng)):
         table[name] = x_ng.mean(0)
     return table.assign(rank=np.argsort(case.changed))
