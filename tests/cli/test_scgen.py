@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from sctool.config import load_config
 from sctool.data.demo import TREATED
+from sctool.data.response import prepare_response
 from tests.conftest import VECTORS
 
 QUICK = ("--epochs", "4", "--n-hidden", "32", "--n-latent", "8", "--quiet")
@@ -90,7 +92,7 @@ def test_predictions_for_another_file_need_the_model_only(sctool, predicted, tre
     np.testing.assert_allclose(again.X, own.X, atol=1e-4)
 
 
-def test_log_expression_is_read_as_it_is(sctool, predicted, treated, tmp_path):
+def test_log_expression_is_read_as_it_is(sctool, treated, tmp_path):
     import scanpy as sc
 
     logged = treated.copy()
@@ -100,10 +102,12 @@ def test_log_expression_is_read_as_it_is(sctool, predicted, treated, tmp_path):
     logged.write_h5ad(tmp_path / "logged.h5ad")
     words = ("--condition-key", "condition", "--control", "control", "--group-key", "donor", "--held-out", "PW034")
     assert sctool("train", "scgen", "logged.h5ad", *words, *QUICK, "--name", "logged").code == 0
-    weights = [
-        pd.read_csv(tmp_path / "checkpoints" / "scgen" / name / "history.csv")["validation_loss"].iloc[-1] for name in (RUN, "logged")
-    ]
-    assert weights[0] == pytest.approx(weights[1], rel=1e-3)
+    notes = json.loads((tmp_path / "checkpoints" / "scgen" / "logged" / "manifest.json").read_text())["data"]
+    assert notes["target_sum"] == pytest.approx(1e4, rel=1e-3)  # found in the values
+    flags = {"data.group_key": "donor", "scgen.condition_key": "condition", "scgen.control": "control", "scgen.held_out": "PW034"}
+    made = [prepare_response(path, load_config(None, flags, [], "scgen")) for path in (TREATED.path, tmp_path / "logged.h5ad")]
+    np.testing.assert_allclose(made[0].matrix.toarray(), made[1].matrix.toarray(), rtol=1e-5)
+    np.testing.assert_array_equal(made[0].split, made[1].split)
 
 
 def test_adaptive_resampling_and_designs(sctool, tmp_path):
