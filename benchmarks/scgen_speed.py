@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import torch
+from train_speed import Clock
 
 from sctool.config import load_config
 from sctool.data.minibatch import CellStore
@@ -23,22 +24,6 @@ from sctool.models.scgen import SCGen
 from sctool.nn.likelihood import normal_kl
 
 ROUNDS = 7
-
-
-class Clock:
-    """A reporter that keeps the time of each epoch."""
-
-    def start(self, epochs, done):
-        self.ends = [time.perf_counter()]
-
-    def step(self, cells):
-        pass
-
-    def epoch(self, row):
-        self.ends.append(time.perf_counter())
-
-    def stop(self, message):
-        pass
 
 
 def train(prepared, config, sampler):
