@@ -96,14 +96,17 @@ def scgen(
     if not path.exists() and data is None:
         raise SctoolError(f"the file of training, {path}, is not there any more", "give the .h5ad after the model")
     session.limit_threads()
+    from sctool.config import Config
+    from sctool.data.response import control_cells
     from sctool.engine.query import open_query
-    from sctool.engine.respond import control_cells, write_response
+    from sctool.engine.respond import write_response
     from sctool.models.registry import BUILDERS
 
     query = open_query(folder, BUILDERS["scgen"], path, session.config)
     session.say(str(query.match))
     same = path.resolve() == Path(about["file"]).resolve()
-    cells = control_cells(query, folder, session.config, group, same)
+    trained = Config.model_validate(folder.manifest["config"])
+    cells = control_cells(query.obs, trained, session.config, about["targets"], group, same_file=same)
     scale = f"log1p of counts per {about['target_sum']:,.0f}" if about["target_sum"] else "as in the file of training"
     note = {"file": str(path), "control": about["control"], "perturbed": about["perturbed"], "scale": scale}
     weights = write_response(query, folder, cells, results, note, force=session.force)

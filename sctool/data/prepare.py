@@ -46,6 +46,8 @@ class Prepared:
     """Where the data came from, for the manifest."""
     embedding: NDArray[np.float32] | None = None
     """Given latent codes of the cells, where ``ar.embedding`` names them; shape (cells, dimensions)."""
+    kept: tuple[str, ...] = ()
+    """Columns of obs that the model folder's table of cells keeps, beside those of labels and batches."""
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -177,13 +177,61 @@ def prepare_response(path: Path, config: Config) -> Prepared:
         "target_sum": target_sum or found.kind.target or None,
         "notes": checked.notes,
         "targets": list(chosen.targets),
+        "group_key": data.group_key,
+        "condition_key": config.scgen.condition_key,
         "control": chosen.names[0],
         "perturbed": chosen.names[1],
         "cells": file.n_cells,
         "genes": len(found.var),
         "fingerprint": fingerprint(file.obs, found.var, matrix),
     }
-    return Prepared(matrix, file.obs, columns, genes, {"group": groups}, codes, split, about, embedding)
+    kept = tuple(key for key in (data.group_key, config.scgen.condition_key) if key)
+    return Prepared(matrix, file.obs, columns, genes, {"group": groups}, codes, split, about, embedding, kept)
+
+
+def control_cells(
+    obs: pd.DataFrame, trained: Config, asked: Config, targets: list[str], groups: list[str] | None, *, same_file: bool
+) -> dict[str, NDArray[np.int64]]:
+    """Rows of the control cells to predict from, by group.
+
+    Parameters
+    ----------
+    obs
+        Of the query.
+    trained
+        The configuration of training: its design holds where the query is the file of training, and names columns elsewhere.
+    asked
+        ``data.group_key``, ``scgen.condition_key`` and ``scgen.control`` of the query, where they differ from those of training.
+    targets
+        The groups the model held out; these are predicted where the query has them, else every group with control cells.
+    groups
+        To predict these only.
+    same_file
+        Whether the query is the file of training.
+
+    Raises
+    ------
+    SctoolError
+        If a group asked for is not there or has no control cells.
+    """
+    if same_file:
+        chosen = design(obs, trained)
+        if groups is None:
+            return {group: chosen.controls(group) for group in chosen.targets}
+        group_n, control_n = chosen.group, chosen.condition == CONTROL
+    else:
+        group_n = _column(obs, asked.data.group_key or trained.data.group_key, "--group-key")
+        key, control = asked.scgen.condition_key or trained.scgen.condition_key, asked.scgen.control or trained.scgen.control
+        # A file without a column of conditions is a file of control cells.
+        control_n = (obs[key].astype(str) == control).to_numpy() if key in obs else np.ones(len(obs), bool)
+    there = _groups(group_n, np.where(control_n, CONTROL, OTHER), CONTROL)
+    absent = [group for group in groups or [] if group not in there]
+    if absent or not there:
+        raise SctoolError(
+            f"no control cells of group {(absent or ['any'])[0]!r}", f"groups with control cells: {', '.join(there) or 'none'}"
+        )
+    wanted = groups or [group for group in targets if group in there] or there
+    return {group: np.flatnonzero(control_n & (group_n == group)) for group in wanted}
 
 
 def query_expression(

@@ -15,64 +15,12 @@ from sctool.artifacts.atomic import write_json
 from sctool.artifacts.cells import Block, frame_of, write_cells
 from sctool.artifacts.model_folder import ModelFolder
 from sctool.artifacts.result_folder import result_folder
-from sctool.config import Config
-from sctool.data.response import CONTROL, design
 from sctool.engine.device import in_chunks
 from sctool.engine.query import Query
-from sctool.errors import SctoolError
 
 CHUNK = 1024
 NOTE = "prediction.json"
 Rows = NDArray[np.int64]
-
-
-def control_cells(query: Query, folder: ModelFolder, config: Config, groups: list[str] | None, same_file: bool) -> dict[str, Rows]:
-    """Rows of the control cells to predict from, by group.
-
-    Parameters
-    ----------
-    query
-        The cells.
-    folder
-        The model; its own held-out groups are predicted where the query has them, else every group.
-    config
-        ``data.group_key`` and ``scgen.condition_key``, ``scgen.control`` of the query, where they differ from the model's.
-    groups
-        To predict these only.
-    same_file
-        Whether the query is the file of training.
-
-    Raises
-    ------
-    SctoolError
-        If a group asked for is not there or has no control cells.
-    """
-    trained = Config.model_validate(folder.manifest["config"])
-    if same_file:
-        chosen = design(query.obs, trained)
-        if groups is None:
-            return {group: chosen.controls(group) for group in chosen.targets}
-        group_n, control_n = chosen.group, chosen.condition == CONTROL
-    else:
-        key = config.data.group_key or trained.data.group_key
-        if key not in query.obs:
-            raise SctoolError(
-                f"obs has no column {key!r} of groups", f"give --group-key; there are: {', '.join(map(str, query.obs.columns))}"
-            )
-        group_n = query.obs[key].astype(str).to_numpy(object)
-        condition_key, control = config.scgen.condition_key or trained.scgen.condition_key, config.scgen.control or trained.scgen.control
-        # A file without a column of conditions is a file of control cells.
-        control_n = (
-            (query.obs[condition_key].astype(str) == control).to_numpy() if condition_key in query.obs else np.ones(len(group_n), bool)
-        )
-    there = sorted(set(group_n[control_n]))
-    absent = [group for group in groups or [] if group not in there]
-    if absent or not there:
-        raise SctoolError(
-            f"no control cells of group {(absent or ['any'])[0]!r}", f"groups with control cells: {', '.join(map(str, there)) or 'none'}"
-        )
-    held_out = [group for group in folder.manifest["data"]["targets"] if group in there]
-    return {group: np.flatnonzero(control_n & (group_n == group)) for group in groups or held_out or there}
 
 
 def write_response(
@@ -83,16 +31,16 @@ def write_response(
     Parameters
     ----------
     cells
-        Control cells to predict from, by group, as :func:`control_cells` gives them.
+        Control cells to predict from, by group, as :func:`sctool.data.response.control_cells` gives them.
     about
-        What ``prediction.json`` says beyond model, groups and counts of cells.
+        What ``prediction.json`` says beyond model, groups and counts of cells; its ``scale`` and ``perturbed`` are also said in the
+        predicted cells.
 
     Returns
     -------
     Columns ``group, from, weight``: how much each known group counts for the response of each predicted one.
     """
     module, known = query.module, folder.manifest["vocabularies"]["group"]
-    trained = Config.model_validate(folder.manifest["config"])
     means, weights = {}, {}
     for group, rows in cells.items():
         totals = [batch.dense().sum(0, dtype=torch.float64) for _, batch in in_chunks(query.store.batch, rows, CHUNK)]
@@ -115,7 +63,7 @@ def write_response(
 
     rows = np.concatenate(list(cells.values()))
     obs = query.obs.iloc[rows].copy()
-    key, condition_key = trained.data.group_key, trained.scgen.condition_key
+    key, condition_key = folder.manifest["data"]["group_key"], folder.manifest["data"]["condition_key"]
     obs[key] = np.repeat(list(cells), [len(part) for part in cells.values()])
     obs[condition_key] = f"predicted {about['perturbed']}"
     note = {

@@ -102,7 +102,7 @@ def _save(
     """Write the model folder."""
     train_rows, validation_rows = prepared.rows("train"), prepared.rows("validation")
     cells = pd.DataFrame({"cell": prepared.obs.index.astype(str), "split": prepared.split})
-    for key in dict.fromkeys((config.data.label_key, config.data.batch_key, config.data.group_key, config.scgen.condition_key)):
+    for key in dict.fromkeys((config.data.label_key, config.data.batch_key, *prepared.kept)):
         if key and key in prepared.obs:  # under another name where it would hide a column of ours
             cells[f"obs_{key}" if key in ("cell", "split", "weight") else key] = prepared.obs[key].astype(object).to_numpy()
     if "weights" in sampler.state:
