@@ -115,7 +115,8 @@ def share_curves(path: Path, formats: list[str], scores: pd.DataFrame) -> list[P
 
 def mean_scatter(path: Path, formats: list[str], means: pd.DataFrame) -> list[Path]:
     """Real against predicted change of every gene, a panel for each group (one run of each), the most changed genes named."""
-    panels = [part[part["run"] == part["run"].iloc[0]] for _, part in means.groupby("group", sort=False)][:9]
+    means = means.assign(ar=means["arm"] != "standard").sort_values("ar", kind="stable")  # a standard run where there is one
+    panels = [part[part["run"] == part["run"].iloc[0]] for _, part in means.groupby("group", sort=True)][:9]
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     with figure(path, formats, 3.7 * columns, 3.6 * rows, columns=columns, rows=rows) as (_, axes):
@@ -130,6 +131,7 @@ def mean_scatter(path: Path, formats: list[str], means: pd.DataFrame) -> list[Pa
                 axis.annotate(part["gene"][gene], (x[gene], y[gene]), fontsize=6.5, xytext=(2, 2), textcoords="offset points")
             r = np.corrcoef(x, y)[0, 1]
             axis.set(title=f"{part['group'].iloc[0]}: r = {r:.3f}", xlabel="real change", ylabel="predicted change")
+            axis.set_aspect("equal", adjustable="datalim")
     return saved(path, formats)
 
 
