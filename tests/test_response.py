@@ -14,6 +14,7 @@ from sctool.data.expression import log_normalise
 from sctool.data.response import CONTROL, PERTURBED, design
 from sctool.errors import SctoolError
 from sctool.metrics import response as m
+from sctool.report.response import response_figures
 from tests.conftest import VECTORS
 
 
@@ -213,3 +214,26 @@ def test_real_cells_score_best(case):
     assert flat["change_r"] == pytest.approx(1)
     assert flat["energy_distance"] > 0.5
     assert flat["variance_ratio"] == pytest.approx(0, abs=1e-6)
+
+
+def test_pictures_and_tables_of_a_sweep_over_control_shares(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = []
+    for group in ("A", "B"):
+        for name, arm in (("scGen", "standard"), ("scGen ar", "ar"), ("mean_change", "baseline"), ("real half", "ceiling")):
+            for seed, share in ((0, 0.0), (1, 0.5), (0, 1.0)):
+                values = dict(zip(("change_r", "energy_distance", "mean_r2", "change_error"), rng.random(4), strict=True))
+                run = f"{group}-{seed}" if arm in ("standard", "ar") else np.nan
+                rows.append({"name": name, "arm": arm, "seed": seed, "group": group, "control_share": share, "run": run, **values})
+    scores = pd.DataFrame(rows)
+    scores.to_csv(tmp_path / "scores.csv", index=False)
+    made = response_figures(tmp_path / "plots", ["png"], tmp_path)
+    assert {path.name for path in made} == {"groups.png", "methods.png", "control-share.png", "summary.csv", "summary.tex"}
+    assert all(path.stat().st_size > 0 for path in made)
+    table = pd.read_csv(tmp_path / "plots" / "summary.csv").set_index("name")
+    expected = scores[scores["name"] == "scGen"].groupby("group")["change_r"].mean()
+    assert table.loc["scGen", "change_r_mean"] == pytest.approx(expected.mean())
+    assert table.loc["scGen", "change_r_std"] == pytest.approx(expected.std())
+    text = (tmp_path / "plots" / "summary.tex").read_text()
+    assert r"mean\_change" in text
+    assert text.count(r"\\") == 5
