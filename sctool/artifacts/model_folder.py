@@ -40,6 +40,15 @@ class ModelFolder:
         """One of its CSV tables, e.g. ``history`` or ``cells``."""
         return pd.read_csv(self.path / f"{name}.csv", dtype={"cell": str})
 
+    def trained_on(self, cells: Any) -> bool:
+        """Whether these are the cells of the file of training, by name and order."""
+        return list(self.table("cells")["cell"]) == list(map(str, cells))
+
+    def require_cells(self, cells: Any, path: Path) -> None:
+        """Refuse a file that is not any more what the model was trained on."""
+        if not self.trained_on(cells):
+            raise SctoolError(f"{path} has other cells than when {self.path} was trained on it", "give the file of then, or train again")
+
     @property
     def name(self) -> str:
         """Name of the run."""

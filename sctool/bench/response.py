@@ -153,6 +153,8 @@ class Run:
     data: Path
     config: Config
     target_sum: float | None
+    groups: tuple[str, ...] | None = None
+    """The groups predicted, where that is known."""
 
     def real_cells(self, file: H5ad) -> tuple[sp.csr_matrix, tuple[str, ...]]:
         """Log expression of all cells of the file with the real ones, for the genes that were predicted; and their names."""
@@ -168,12 +170,21 @@ class Run:
     def cells(self, group: str, genes: tuple[str, ...]) -> Matrix:
         """Predicted cells of a group, columns in the order of ``genes``."""
         predicted, key = ad.read_h5ad(self.path), self.config.data.group_key
+        if predicted.X is None or not predicted.var_names.is_unique:
+            raise SctoolError(
+                f"{self.path} has {'no X' if predicted.X is None else 'repeated genes'}", "write log expression, each gene once"
+            )
         if key in predicted.obs:
             predicted = predicted[(predicted.obs[key].astype(str) == group).to_numpy()]
+        elif "," in (self.config.scgen.held_out or ""):
+            raise SctoolError(f"{self.path} has no column {key!r}, so which cells are of {group!r} is not known", "add it to obs")
         if predicted.n_obs < 2:
             raise SctoolError(f"{self.path} has {predicted.n_obs} cells of group {group!r}", "predict that group")
         x_ng = predicted[:, list(genes)].X
-        return np.asarray(x_ng.toarray() if sp.issparse(x_ng) else x_ng, np.float32)
+        x_ng = np.asarray(x_ng.toarray() if sp.issparse(x_ng) else x_ng, np.float32)
+        if not np.isfinite(x_ng).all():
+            raise SctoolError(f"{self.path} has NaN or infinite values", "predict those cells again")
+        return x_ng
 
 
 def open_run(path: Path, data: Path | None, config: Config) -> Run:
@@ -198,9 +209,21 @@ def open_run(path: Path, data: Path | None, config: Config) -> Run:
     about = json.loads(note.read_text())
     folder = open_model(Path(about["model"]), "scgen")
     trained, arm = Config.model_validate(folder.manifest["config"]), ARMS[about["sampler"]]
-    file = data or Path(folder.manifest["data"]["file"])
+    file = data or Path(about["file"])
+    if file.resolve() == Path(folder.manifest["data"]["file"]).resolve():
+        folder.require_cells(H5ad(file).obs.index, file)
     label = "scGen" if arm == "standard" else f"scGen {arm}"
-    return Run(folder.name, label, arm, int(about["seed"]), path / "predictions.h5ad", file, trained, folder.manifest["data"]["target_sum"])
+    return Run(
+        folder.name,
+        label,
+        arm,
+        int(about["seed"]),
+        path / "predictions.h5ad",
+        file,
+        trained,
+        folder.manifest["data"]["target_sum"],
+        tuple(about["groups"]),
+    )
 
 
 def evaluate_responses(paths: list[Path], data: Path | None, config: Config, say: Callable[[str], None] = lambda text: None) -> Evaluation:
@@ -231,11 +254,15 @@ def evaluate_responses(paths: list[Path], data: Path | None, config: Config, say
             if len(paths) == 1:
                 shown.append((case, predicted_ng))
     if not rows:
-        raise SctoolError("no group has real perturbed cells to compare with", "score a group that was held out, not one never perturbed")
+        raise SctoolError(
+            "no predicted group has enough real perturbed cells that were kept back", "score a group that was held out in training"
+        )
     scores = pd.DataFrame(rows)
     summary = {"runs": sorted({str(name) for name in scores["run"]} - {""}), "groups": sorted(set(scores["group"]))}
     tables = {"published_metrics": published_table(scores), "means": pd.concat(means, ignore_index=True)}
-    made = Evaluation("scgen", scores, SHOWN, summary, tables, pair_by=("seed", "group", "control_share"), decide=SHOWN[:2])
+    made = Evaluation(
+        "scgen", scores, SHOWN, summary, tables, pair_by=("seed", "data", "treatment", "design", "group", "control_share"), decide=SHOWN[:2]
+    )
     if shown:
         made.arrays["latent"], made.tables["cells"] = joint_map(shown)
     return made
@@ -276,10 +303,13 @@ class Cases:
         file, settings = H5ad(run.data), run.config.scgen
         chosen = design(file.obs, run.config)
         random = run.config.seed if settings.random_share or settings.in_distribution else None
+        used = run.config.data.group_key, run.config.data.counts_layer, settings.condition_key, *chosen.names, *_design(settings)
         genes = hash(tuple(H5ad(run.path).var.index))
         real: tuple[sp.csr_matrix, tuple[str, ...]] | None = None
         for group in chosen.targets:
-            place = (str(run.data), group, random, settings.random_share, settings.in_distribution, run.target_sum, genes)
+            if run.groups is not None and group not in run.groups:
+                continue
+            place = (run.data.resolve(), group, random, used, run.target_sum, genes)
             new = place not in self._made
             if new:
                 real = real or run.real_cells(file)
@@ -308,6 +338,11 @@ def _case(group: str, matrix: sp.csr_matrix, genes: tuple[str, ...], chosen: Des
     return Case.of(group, genes, matrix[controls].toarray(), matrix[truth].toarray(), known)
 
 
+def _design(settings: SCGenConfig) -> tuple[Any, ...]:
+    """What decides which cells are known."""
+    return settings.held_out, settings.in_distribution, settings.random_share
+
+
 def _about(case: Case, run: Run) -> dict[str, Any]:
     settings = run.config.scgen
     return {
@@ -316,6 +351,8 @@ def _about(case: Case, run: Run) -> dict[str, Any]:
         "real_cells": len(case.real_mg),
         "data": run.data.stem,
         "control_share": settings.control_share,
+        "treatment": settings.perturbed or "",
+        "design": "/".join(map(str, filter(None, _design(settings)))),
         "in_distribution": settings.in_distribution or "",
         "held_out": settings.random_share is None,
     }

@@ -29,6 +29,8 @@ def check(
     control: o.Control = None,
     perturbed: o.Perturbed = None,
     held_out: o.HeldOut = None,
+    in_distribution: o.InDistribution = None,
+    random_share: o.RandomShare = None,
     counts_layer: o.CountsLayer = None,
     hold_out: o.HoldOut = None,
     n_top_genes: o.TopGenes = None,

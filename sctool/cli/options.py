@@ -59,6 +59,13 @@ HeldOut = Annotated[
     str | None, typer.Option(metavar="GROUP", help="Its treated cells are never seen, but predicted.", rich_help_panel=_DATA)
 ]
 
+InDistribution = Annotated[
+    str | None, typer.Option(metavar="GROUP", help="Instead: keep half of a group back, both conditions.", rich_help_panel=_DATA)
+]
+RandomShare = Annotated[
+    float | None, typer.Option(help="Instead: a random share of all cells plays the held-out group.", rich_help_panel=_DATA)
+]
+
 KEYS = {
     "out": "out",
     "seed": "seed",

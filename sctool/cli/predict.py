@@ -104,11 +104,16 @@ def scgen(
 
     query = open_query(folder, BUILDERS["scgen"], path, session.config)
     session.say(str(query.match))
-    same = path.resolve() == Path(about["file"]).resolve()
+    same = folder.trained_on(query.obs.index)
+    if data is None:
+        folder.require_cells(query.obs.index, path)
     trained = Config.model_validate(folder.manifest["config"])
     cells = control_cells(query.obs, trained, session.config, about["targets"], group, same_file=same)
     scale = f"log1p of counts per {about['target_sum']:,.0f}" if about["target_sum"] else "as in the file of training"
-    note = {"file": str(path), "control": about["control"], "perturbed": about["perturbed"], "scale": scale}
+    note = {"file": str(path.resolve()), "control": about["control"], "perturbed": about["perturbed"], "scale": scale}
+    key = session.config.scgen.condition_key or trained.scgen.condition_key
+    if key not in query.obs:
+        session.say(f"note: {path.name} has no column {key!r}; all its cells are taken for control cells")
     weights = write_response(query, folder, cells, results, note, force=session.force)
     rows = [[row["group"], row["from"], f"{row['weight']:.2f}"] for _, row in weights.iterrows() if row["weight"] >= 0.005]
     table = score_table(f"{about['perturbed']}: who each group's response is taken from", ["group", "from", "weight"], rows)

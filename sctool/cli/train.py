@@ -10,12 +10,15 @@ import typer
 
 from sctool.cli import options as o
 from sctool.cli.session import Session, score_table
+from sctool.errors import SctoolError
 
 if TYPE_CHECKING:
+    from sctool.artifacts.model_folder import ModelFolder
+    from sctool.config import Config
     from sctool.data.prepare import Prepared
 
 app = typer.Typer(no_args_is_help=True, help="Train a model; every torch model takes --ar.")
-_MODEL, _DESIGN = "Model", "Design"
+_MODEL = "Model"
 
 
 @app.command("scvi")
@@ -75,13 +78,9 @@ def scgen(
     perturbed: o.Perturbed = None,
     group_key: o.ResponseGroup = None,
     held_out: o.HeldOut = None,
-    control_share: Annotated[float | None, typer.Option(help="Share of its control cells to train on.", rich_help_panel=_DESIGN)] = None,
-    in_distribution: Annotated[
-        str | None, typer.Option(metavar="GROUP", help="Instead: keep half of a group back, both conditions.", rich_help_panel=_DESIGN)
-    ] = None,
-    random_share: Annotated[
-        float | None, typer.Option(help="Instead: a random share of all cells plays the held-out group.", rich_help_panel=_DESIGN)
-    ] = None,
+    control_share: Annotated[float | None, typer.Option(help="Share of its control cells to train on.", rich_help_panel=_MODEL)] = None,
+    in_distribution: o.InDistribution = None,
+    random_share: o.RandomShare = None,
     delta: Annotated[str | None, typer.Option(help="Groups count: similar, mean or nearest.", rich_help_panel=_MODEL)] = None,
     n_latent: Annotated[int | None, typer.Option(help="Latent dimensions.", rich_help_panel=_MODEL)] = None,
     n_hidden: Annotated[int | None, typer.Option(help="Units of a hidden layer.", rich_help_panel=_MODEL)] = None,
@@ -135,6 +134,7 @@ def _train(session: Session, model: str, data: o.Data) -> None:
     if place.finished:
         session.say(f"{folder} is finished already")
         made = open_model(folder)
+        _same_settings(made, config)
     else:
         session.say(f"device: {describe_device(choose_device(config.device))}")
         prepared = _prepare(session, model, path)
@@ -145,6 +145,20 @@ def _train(session: Session, model: str, data: o.Data) -> None:
     metrics = made.manifest["metrics"]
     rows = [[key, f"{value:.4g}" if isinstance(value, float) else str(value)] for key, value in metrics.items() if value is not None]
     session.result({"model": str(folder), **metrics}, [score_table(run, ["figure", "value"], rows, "left")], [str(folder)])
+
+
+def _same_settings(made: ModelFolder, config: Config) -> None:
+    """Refuse to take a finished run for one with other settings, however alike their names."""
+    from sctool.artifacts.atomic import strict
+
+    for section, values in strict(config.model_dump(include={"data", "train", "ar", "scvi", "scgen"})).items():
+        for key, value in values.items():
+            old = made.manifest["config"][section].get(key, value)
+            if old != value and value is not None and key not in ("path", "cache_dir", "backed", "inference_chunk", "checkpoint_seconds"):
+                raise SctoolError(
+                    f"{made.path} was trained with other settings: {section}.{key} was {old!r} and is {value!r}",
+                    "give another --name, or --force to train it again",
+                )
 
 
 def _prepare(session: Session, model: str, path: Path) -> Prepared:

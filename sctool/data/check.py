@@ -77,7 +77,7 @@ def check_counts_file(file: H5ad, data: DataConfig) -> Checked:
     if checked.matrix:
         if checked.matrix.note:
             checked.notes.append(f"{checked.matrix.source}: {checked.matrix.note}")
-        _values(checked, data)
+        check_values(checked, data)
     return checked
 
 
@@ -129,7 +129,7 @@ def _batches(key: str, column: pd.Series) -> Iterator[SctoolError]:
         )
 
 
-def _values(checked: Checked, data: DataConfig) -> None:
+def check_values(checked: Checked, data: DataConfig) -> None:
     """One pass over the counts in blocks: NaN, negative values, empty cells and genes."""
     file, counts = checked.file, checked.matrix
     assert counts is not None

@@ -10,7 +10,7 @@ from sctool.data.matrix_kind import Chosen, find_counts, judge
 from sctool.data.read import H5ad
 from sctool.errors import SctoolError
 
-LOGGED = ("log1p", "log-like", "log1p counts")
+LOGGED = ("log1p", "log-like")
 
 
 def find_expression(file: H5ad, data: DataConfig) -> Chosen:
@@ -60,7 +60,7 @@ def read_expression(file: H5ad, data: DataConfig, target_sum: float | None) -> t
         If there are NaN, infinite or negative values, or the file is on another scale than the model.
     """
     matrix, found = read_matrix(file, data)
-    if found.kind.is_counts:
+    if found.kind.is_linear:
         if target_sum is None:
             raise SctoolError(
                 f"{file.path.name} has raw counts, but the model was trained on logarithms of unknown scale", "put those into X instead"

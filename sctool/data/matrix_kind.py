@@ -34,6 +34,11 @@ class MatrixKind:
         """Whether a count likelihood may be used."""
         return self.kind == "counts"
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether it is on the scale of counts, whole or not."""
+        return self.kind in ("counts", "non-integer")
+
     def __str__(self) -> str:
         values = f"values {self.low:.4g} to {self.high:.4g}, {self.integers:.1%} of the non-zeros whole"
         words = {

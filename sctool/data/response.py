@@ -19,12 +19,12 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from sctool.config import Config, DataConfig, SCGenConfig
-from sctool.data.check import Checked, check_names
+from sctool.data.check import Checked, check_names, check_values
 from sctool.data.expression import find_expression, log_normalise, read_expression, read_matrix
 from sctool.data.genes import GeneMatch, gene_names, match_genes, variable_genes
 from sctool.data.prepare import Prepared, fingerprint
 from sctool.data.read import H5ad, near
-from sctool.data.splits import split_cells
+from sctool.data.splits import select, split_cells
 from sctool.data.vocabulary import Vocabulary
 from sctool.errors import SctoolError
 
@@ -109,6 +109,8 @@ def design(obs: pd.DataFrame, config: Config) -> Design:
             rows = np.flatnonzero(own & (condition == CONTROL))
             kept = rng.choice(len(rows), int(settings.control_share * len(rows)), replace=False)
             split[np.delete(rows, kept)] = "unused"
+    if config.data.hold_out:
+        split[select(obs, config.data.hold_out) & (split == "train")] = "unused"
     known = split == "train"
     if not _groups_of_both(group[known], condition[known]):
         raise SctoolError(
@@ -132,6 +134,13 @@ def check_response_file(file: H5ad, config: Config) -> Checked:
         design(file.obs, config)
     except SctoolError as error:
         checked.problems.append(error)
+    if config.data.label_key:
+        try:
+            file.column(config.data.label_key, "--label-key")
+        except SctoolError as error:
+            checked.problems.append(error)
+    if checked.matrix:
+        check_values(checked, config.data)
     return checked
 
 
@@ -152,17 +161,12 @@ def prepare_response(path: Path, config: Config) -> Prepared:
     embedding = file.embedding(config.ar.embedding) if config.ar.embedding and config.train.sampler == "adaptive" else None
     split, target_sum = chosen.split, None
     matrix, found = read_matrix(file, data)
-    empty = matrix.getnnz(1) == 0
-    if empty.any() and not data.skip_empty:
-        raise SctoolError(
-            f"{int(empty.sum())} of {file.n_cells} cells have no counts, e.g. {file.obs.index[empty.argmax()]}",
-            "filter them out, or train without them with --set data.skip_empty=true",
-        )
-    split[empty] = "unused"
-    if found.kind.is_counts:
+    split[matrix.getnnz(1) == 0] = "unused"
+    if found.kind.is_linear:
         target_sum = data.target_sum or float(np.median(np.asarray(matrix[split == "train"].sum(1))))
         matrix = log_normalise(matrix, target_sum)
-    _, validation = split_cells(np.flatnonzero(split == "train"), data.validation, np.random.default_rng(config.seed))
+    rng = np.random.default_rng([config.seed, 1])  # not the stream of the design, whose choices it would repeat
+    _, validation = split_cells(np.flatnonzero(split == "train"), data.validation, rng)
     split[validation] = "validation"
     train = np.flatnonzero(split == "train")
     if len(train) < 2:
@@ -172,7 +176,7 @@ def prepare_response(path: Path, config: Config) -> Prepared:
     groups = Vocabulary(tuple(sorted(set(chosen.group))))
     codes = {"group": groups.codes(pd.Series(chosen.group)), "condition": chosen.condition}
     about: dict[str, Any] = {
-        "file": str(path),
+        "file": str(path.resolve()),
         "expression": found.source,
         "target_sum": target_sum or found.kind.target or None,
         "notes": checked.notes,
@@ -218,10 +222,14 @@ def control_cells(
         chosen = design(obs, trained)
         if groups is None:
             return {group: chosen.controls(group) for group in chosen.targets}
+        if set(groups) <= set(chosen.targets):
+            return {group: chosen.controls(group) for group in groups}
         group_n, control_n = chosen.group, chosen.condition == CONTROL
     else:
         group_n = _column(obs, asked.data.group_key or trained.data.group_key, "--group-key")
         key, control = asked.scgen.condition_key or trained.scgen.condition_key, asked.scgen.control or trained.scgen.control
+        if asked.scgen.condition_key is not None:
+            _column(obs, asked.scgen.condition_key, "--condition-key")
         # A file without a column of conditions is a file of control cells.
         control_n = (obs[key].astype(str) == control).to_numpy() if key in obs else np.ones(len(obs), bool)
     there = _groups(group_n, np.where(control_n, CONTROL, OTHER), CONTROL)
@@ -279,7 +287,7 @@ def _conditions(named: NDArray[Any], settings: SCGenConfig) -> tuple[str, str]:
 
 def _named_groups(text: str, group: NDArray[Any], flag: str) -> tuple[str, ...]:
     there = sorted(set(group))
-    wanted = [text] if text in there else text.split(",")
+    wanted = [text] if text in there else list(dict.fromkeys(name.strip() for name in text.split(",")))
     absent = [name for name in wanted if name not in there]
     if absent:
         raise SctoolError(f"no group {absent[0]!r} ({flag}); there are: {_listed(group)}", near(absent[0], there))

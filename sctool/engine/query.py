@@ -103,6 +103,8 @@ def open_query(folder: ModelFolder, build: Callable[[Config, dict[str, int]], An
     vocabularies = {key: Vocabulary(tuple(values)) for key, values in folder.manifest["vocabularies"].items()}
     about, known, codes = folder.manifest["data"], 1.0, {}
     if "expression" in about:
+        if data.counts_layer is None and about["expression"].startswith("layers/"):
+            data = data.model_copy(update={"counts_layer": trained.data.counts_layer})
         counts, obs, match = query_expression(path, data, folder.manifest["genes"], about["target_sum"])
     else:
         counts, obs, match, codes = query_counts(path, config.model_copy(update={"data": data}), folder.manifest["genes"], vocabularies)

@@ -68,7 +68,7 @@ def write_response(
     obs[condition_key] = f"predicted {about['perturbed']}"
     note = {
         "task": "scgen",
-        "model": str(folder.path),
+        "model": str(folder.path.resolve()),
         "run": folder.name,
         "seed": folder.manifest["seed"],
         "sampler": folder.manifest["sampler"],
