@@ -48,8 +48,8 @@ def test_every_metric_reaches_its_best_value_on_itself():
     labels = np.array(["a", "b", "b", "c"])
     cells, control = np.random.default_rng(0).random((2, 4, 9))
     own = {"change_r": (cells[0], cells[0], control[0]), "change_error": (cells[0], cells[0], control[0])}
-    own |= {name: (cells[0], cells[0]) for name in ("mean_r2", "mean_squared_error", "cosine_similarity")}
-    own |= {name: (cells, cells) for name in ("cell_correlation", "cell_r2", "variance_r2", "variance_ratio")}
+    own |= dict.fromkeys(("mean_r2", "mean_squared_error", "cosine_similarity"), (cells[0], cells[0]))
+    own |= dict.fromkeys(("cell_correlation", "cell_r2", "variance_r2", "variance_ratio"), (cells, cells))
     for metric in METRICS.values():
         if metric.name == "energy_distance":
             continue  # unbiased, so 0 on average over samples and not on itself: tests/test_response.py

@@ -112,7 +112,7 @@ def scgen(
     scale = f"log1p of counts per {about['target_sum']:,.0f}" if about["target_sum"] else "as in the file of training"
     note = {"file": str(path.resolve()), "control": about["control"], "perturbed": about["perturbed"], "scale": scale}
     key = session.config.scgen.condition_key or trained.scgen.condition_key
-    if key not in query.obs:
+    if not same and key not in query.obs:
         session.say(f"note: {path.name} has no column {key!r}; all its cells are taken for control cells")
     weights = write_response(query, folder, cells, results, note, force=session.force)
     rows = [[row["group"], row["from"], f"{row['weight']:.2f}"] for _, row in weights.iterrows() if row["weight"] >= 0.005]

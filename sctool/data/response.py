@@ -218,6 +218,8 @@ def control_cells(
     SctoolError
         If a group asked for is not there or has no control cells.
     """
+    if asked.scgen.condition_key is not None:
+        _column(obs, asked.scgen.condition_key, "--condition-key")
     if same_file:
         chosen = design(obs, trained)
         if groups is None:
@@ -228,8 +230,6 @@ def control_cells(
     else:
         group_n = _column(obs, asked.data.group_key or trained.data.group_key, "--group-key")
         key, control = asked.scgen.condition_key or trained.scgen.condition_key, asked.scgen.control or trained.scgen.control
-        if asked.scgen.condition_key is not None:
-            _column(obs, asked.scgen.condition_key, "--condition-key")
         # A file without a column of conditions is a file of control cells.
         control_n = (obs[key].astype(str) == control).to_numpy() if key in obs else np.ones(len(obs), bool)
     there = _groups(group_n, np.where(control_n, CONTROL, OTHER), CONTROL)

@@ -225,3 +225,60 @@ def test_check_for_scgen(sctool, treated, tmp_path):
     assert ran.code == 2
     assert "scaled data" in ran.out
     assert "no group 'PW999'" in ran.out
+
+
+def test_two_treatments_in_one_file_are_two_cases(sctool, treated, tmp_path):
+    """Each is scored against its own real cells, and runs with other settings are not taken for each other."""
+    two = treated.copy()
+    condition = two.obs["condition"].astype(str).to_numpy(object)
+    condition[np.flatnonzero(condition == "panobinostat")[::2]] = "other"
+    two.obs["condition"] = condition
+    two.write_h5ad(tmp_path / "two.h5ad")
+    words = ("two.h5ad", "--condition-key", "condition", "--control", "control", "--group-key", "donor", "--held-out", "PW034", *QUICK)
+    for drug in ("panobinostat", "other"):
+        assert sctool("train", "scgen", *words, "--perturbed", drug, "--name", drug).code == 0
+        assert sctool("predict", "scgen", f"checkpoints/scgen/{drug}", "--quiet").code == 0
+        assert sctool("eval", "scgen", f"results/scgen/{drug}", "--quiet").code == 0
+    assert sctool("eval", "scgen", "results/scgen/panobinostat", "results/scgen/other", "--name", "both", "--quiet").code == 0
+    both = pd.read_csv(tmp_path / "results" / "scgen" / "both" / "scores.csv").query("name == 'scGen'").set_index("run")
+    for drug in ("panobinostat", "other"):
+        alone = pd.read_csv(tmp_path / "results" / "scgen" / drug / "scores.csv").query("name == 'scGen'")
+        assert both.loc[drug, "change_r"] == pytest.approx(alone["change_r"].item(), abs=1e-6)
+    ran = sctool("train", "scgen", *words, "--perturbed", "other", "--name", "panobinostat", "--resume")
+    assert ran.code == 2
+    assert "scgen.perturbed was 'panobinostat' and is 'other'" in ran.err
+
+
+def test_a_file_is_told_by_its_cells(sctool, treated, tmp_path):
+    """Moved, the design of training still holds; changed under the same name, it is refused."""
+    treated.write_h5ad(tmp_path / "mine.h5ad")
+    words = ("--condition-key", "condition", "--control", "control", "--group-key", "donor", "--in-distribution", "PW034", *QUICK)
+    assert sctool("train", "scgen", "mine.h5ad", *words, "--name", "m").code == 0
+    (tmp_path / "mine.h5ad").rename(tmp_path / "moved.h5ad")
+    assert sctool("predict", "scgen", "checkpoints/scgen/m", "moved.h5ad", "--quiet").code == 0
+    cells = pd.read_csv(tmp_path / "checkpoints" / "scgen" / "m" / "cells.csv", dtype=str).set_index("cell")
+    predicted = ad.read_h5ad(tmp_path / "results" / "scgen" / "m" / "predictions.h5ad")
+    assert set(cells.loc[predicted.obs_names, "split"]) == {"test"}
+    treated[::-1].copy().write_h5ad(tmp_path / "mine.h5ad")
+    ran = sctool("predict", "scgen", "checkpoints/scgen/m", "--name", "again")
+    assert ran.code == 2
+    assert "has other cells" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--label-key", "celltype"), "no column 'celltype'"),
+        (("--set", "data.hold_out=donor=nobody"), "no 'nobody'"),
+    ],
+)
+def test_other_columns_are_checked(sctool, words, said):
+    ran = sctool("train", "scgen", *words, *QUICK)
+    assert ran.code == 2
+    assert said in ran.err
+
+
+def test_a_mistyped_condition_key_of_a_query_is_an_error(sctool, predicted):
+    ran = sctool("predict", "scgen", f"checkpoints/scgen/{RUN}", TREATED.path, "--condition-key", "conditon", "--name", "q")
+    assert ran.code == 2
+    assert "no column 'conditon'" in ran.err
