@@ -86,7 +86,8 @@ def test_who_waited_holds_a_lock_that_others_see(tmp_path):
 
 def test_ctrl_c_keeps_the_part_and_exits_130(server, tmp_path, folder, cells):
     url, route = f"{server.base}/x", server.add("/x", cells, pace=0.5)  # slow enough to be met half-way on a busy machine
-    run = start(tmp_path, url)
+    # A shell starts what it puts into the background deaf to Ctrl-C, and children inherit that.
+    run = start(tmp_path, url, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     until(lambda: route.sent > 200_000)
     run.send_signal(signal.SIGINT)
     _, err = run.communicate()
