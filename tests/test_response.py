@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 from scipy.stats import mannwhitneyu, pearsonr
 
-from sctool.bench.response import Case, baseline_changes, differential_genes, score_baselines, score_cells
+from sctool.bench.case import Case, baseline_changes, differential_genes, score_baselines, score_cells
 from sctool.config import Config, SCGenConfig
 from sctool.data.expression import log_normalise
 from sctool.data.response import CONTROL, PERTURBED, design
