@@ -24,8 +24,9 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device; torch sees none"))
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def one_thread():
+    """For each test anew: one that gives --threads would leave its number to those after it."""
     import torch
 
     torch.set_num_threads(1)

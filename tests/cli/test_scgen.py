@@ -127,6 +127,7 @@ def test_adaptive_resampling_and_designs(sctool, tmp_path):
         assert ran.code == 0, ran.err
 
 
+@pytest.mark.slow
 def test_the_loop_of_the_readme(tmp_path):
     """A shell script over groups, seeds and arms; run again it trains nothing."""
     train = f"""
