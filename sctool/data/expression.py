@@ -59,7 +59,11 @@ def read_expression(file: H5ad, data: DataConfig, target_sum: float | None) -> t
     SctoolError
         If there are NaN, infinite or negative values, or the file is on another scale than the model.
     """
-    matrix, found = read_matrix(file, data)
+    found = find_expression(file, data)
+    matrix = file.matrix(found.source)
+    bad = int((~np.isfinite(matrix.data)).sum() + (matrix.data < 0).sum())
+    if bad:
+        raise SctoolError(f"{file.path}: {found.source} has {bad} NaN, infinite or negative values", "put raw counts into it")
     if found.kind.is_linear:
         if target_sum is None:
             raise SctoolError(
@@ -71,14 +75,4 @@ def read_expression(file: H5ad, data: DataConfig, target_sum: float | None) -> t
             f"{file.path.name}: X is {found.kind}; the model was trained on cells scaled to {target_sum:,.0f}",
             "scale it likewise, or give counts",
         )
-    return matrix, found
-
-
-def read_matrix(file: H5ad, data: DataConfig) -> tuple[sp.csr_matrix, Chosen]:
-    """The matrix of :func:`find_expression` as the file has it, CSR float32, checked."""
-    found = find_expression(file, data)
-    matrix = file.matrix(found.source)
-    bad = int((~np.isfinite(matrix.data)).sum() + (matrix.data < 0).sum())
-    if bad:
-        raise SctoolError(f"{file.path}: {found.source} has {bad} NaN, infinite or negative values", "put raw counts into it")
     return matrix, found

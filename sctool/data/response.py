@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from sctool.config import Config, DataConfig, SCGenConfig
 from sctool.data.check import Checked, check_names, check_values
-from sctool.data.expression import find_expression, log_normalise, read_expression, read_matrix
+from sctool.data.expression import find_expression, log_normalise, read_expression
 from sctool.data.genes import GeneMatch, gene_names, match_genes, variable_genes
 from sctool.data.prepare import Prepared, fingerprint
 from sctool.data.read import H5ad, near
@@ -156,11 +156,11 @@ def prepare_response(path: Path, config: Config) -> Prepared:
     """
     data, file = config.data, H5ad(path)
     checked = check_response_file(file, config)
-    checked.require()
+    found = checked.require()
     chosen = design(file.obs, config)
     embedding = file.embedding(config.ar.embedding) if config.ar.embedding and config.train.sampler == "adaptive" else None
     split, target_sum = chosen.split, None
-    matrix, found = read_matrix(file, data)
+    matrix = file.matrix(found.source)
     split[matrix.getnnz(1) == 0] = "unused"
     if found.kind.is_linear:
         target_sum = data.target_sum or float(np.median(np.asarray(matrix[split == "train"].sum(1))))

@@ -12,13 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from sctool.artifacts.atomic import write_json
-from sctool.artifacts.cells import Block, frame_of, write_cells
+from sctool.artifacts.cells import CHUNK_CELLS, Block, frame_of, write_cells
 from sctool.artifacts.model_folder import ModelFolder
 from sctool.artifacts.result_folder import result_folder
 from sctool.engine.device import in_chunks
 from sctool.engine.query import Query
 
-CHUNK = 1024
 NOTE = "prediction.json"
 Rows = NDArray[np.int64]
 
@@ -43,7 +42,7 @@ def write_response(
     module, known = query.module, folder.manifest["vocabularies"]["group"]
     means, weights = {}, {}
     for group, rows in cells.items():
-        totals = [batch.dense().sum(0, dtype=torch.float64) for _, batch in in_chunks(query.store.batch, rows, CHUNK)]
+        totals = [batch.dense().sum(0, dtype=torch.float64) for _, batch in in_chunks(query.store.batch, rows, CHUNK_CELLS)]
         means[group] = (torch.stack(totals).sum(0) / len(rows)).float()
         weights[group] = module.weights(means[group], known.index(group) if group in known else -1)
     table = pd.DataFrame(
@@ -58,7 +57,7 @@ def write_response(
             def respond(part: Rows, group: str = group) -> NDArray[np.float32]:
                 return module.respond(query.store.batch(part), means[group], weights[group]).cpu().numpy()
 
-            for _, x_ng in in_chunks(respond, rows, CHUNK):
+            for _, x_ng in in_chunks(respond, rows, CHUNK_CELLS):
                 yield {"X": x_ng}
 
     rows = np.concatenate(list(cells.values()))
