@@ -31,6 +31,7 @@ MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
         "train.epochs": 80,
         "train.patience": 20,
     },
+    "integrate": {"data.validation": 0.0, "train.warmup": 1.0},
 }
 """Where a model's defaults differ from those below, which are scVI's."""
 
@@ -65,6 +66,8 @@ class TrainConfig(Section):
     weight_decay: float = Field(1e-6, ge=0)
     adam_eps: float = Field(0.01, gt=0)
     grad_clip: float = Field(0.0, ge=0)
+    lr_decay: Literal["none", "cosine"] = "none"
+    ema: float = Field(0.0, ge=0, lt=1)
     warmup: float = Field(0.25, ge=0, le=1)
     patience: int = Field(45, ge=0)
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -97,6 +100,8 @@ class SCVIConfig(Section):
     dropout: float = Field(0.1, ge=0, lt=1)
     likelihood: Literal["nb", "zinb"] = "nb"
     dispersion: Literal["gene", "gene-batch"] = "gene"
+    norm: Literal["batch", "layer"] = "batch"
+    input: Literal["counts", "proportions"] = "counts"
 
 
 class SCGenConfig(Section):
@@ -122,6 +127,52 @@ class SCGenConfig(Section):
     min_cells: int = Field(10, ge=1)
 
 
+class IntegrateConfig(Section):
+    """Integration: the autoencoder and its prior, how labels are used, what is refined, and what passes from phase to phase."""
+
+    mode: Literal["auto", "supervised", "semi", "unsupervised"] = "auto"
+    unlabeled: list[str] = ["Unknown", "unknown", "nan", "NA", ""]
+    n_latent: int = Field(20, ge=1)
+    n_hidden: int = Field(128, ge=1)
+    n_layers: int = Field(2, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    likelihood: Literal["nb", "zinb"] = "nb"
+    dispersion: Literal["gene", "gene-batch"] = "gene"
+    batch_dropout: float = Field(0.1, ge=0, lt=1)
+    kl_weight: float = Field(0.6, ge=0)
+    prior: Literal["mixture", "normal"] = "mixture"
+    n_components: int = Field(10, ge=1)
+    novel_weight: float = Field(0.05, gt=0, lt=1)
+    classification_weight: float = Field(50.0, ge=0)
+    cycle_weight: float = Field(0.0, ge=0)
+    finetune_epochs: int = Field(40, ge=0)
+    score: bool = True
+    refine: bool = False
+    refine_method: Literal["bridge", "sdedit_mean", "none"] = "bridge"
+    refine_steps: int | None = Field(None, ge=1)
+    refine_grid: int = Field(50, ge=2)
+    refine_min_confidence: float = Field(0.8, ge=0, le=1)
+    refine_min_cells: int = Field(20, ge=1)
+    refine_blend: float = Field(1.0, ge=0, le=1)
+    refine_target: str = "auto"
+    target_batch: str = "average"
+
+
+class DiffusionConfig(Section):
+    """The diffusion of latent codes."""
+
+    schedule: Literal["cosine", "linear", "quadratic"] = "cosine"
+    steps: int = Field(400, ge=2)
+    n_hidden: int = Field(128, ge=1)
+    n_layers: int = Field(3, ge=1)
+    train_steps: int = Field(3000, ge=0)
+    batch_size: int = Field(256, ge=2)
+    lr: float = Field(1e-3, gt=0)
+    ema: float = Field(0.995, ge=0, lt=1)
+    drop_type: float = Field(0.15, ge=0, lt=1)
+    drop_batch: float = Field(0.3, ge=0, lt=1)
+
+
 class EvalConfig(Section):
     """How embeddings and predictions are scored."""
 
@@ -142,6 +193,8 @@ class Config(Section):
     ar: ARConfig = ARConfig()
     scvi: SCVIConfig = SCVIConfig()
     scgen: SCGenConfig = SCGenConfig()
+    integrate: IntegrateConfig = IntegrateConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
     eval: EvalConfig = EvalConfig()
 
 

@@ -140,11 +140,20 @@ class RunPlace:
         self.saved = False
         """Set once the model folder is written; the state is then of no more use."""
         there = (folder / "manifest.json").exists()
-        self.finished = there and not force and not (resume and self.state.exists())
+        self.finished = there and not force and not (resume and self.begun)
         if self.finished and not resume:
             raise SctoolError(f"{folder} is there already", "give another --name, --force to replace it, or --resume to keep it")
-        if self.state.exists() and not resume and not force:
+        if self.begun and not resume and not force:
             raise SctoolError(f"{self.part} holds an unfinished run", "give --resume to go on with it, or --force to start over")
+
+    @property
+    def begun(self) -> bool:
+        """Whether a run was broken off here."""
+        return any(self.part.glob("*.safetensors"))
+
+    def stage(self, number: int) -> Path:
+        """Where the weights after a stage are kept until all are done."""
+        return self.part / f"stage{number}.safetensors"
 
     def open(self, settings: dict[str, Any]) -> None:
         """Make room for the state.
@@ -156,7 +165,7 @@ class RunPlace:
         """
         note, settings = self.part / "settings.json", strict(settings)
         with disk_errors(self.part):
-            if self.resume and self.state.exists() and note.exists():
+            if self.resume and self.begun and note.exists():
                 old = json.loads(note.read_text())
                 changed = [key for key in settings if old.get(key) != settings[key]]
                 if changed:
@@ -166,12 +175,13 @@ class RunPlace:
                     )
             self.part.mkdir(parents=True, exist_ok=True)
             if not self.resume:
-                self.state.unlink(missing_ok=True)
+                for kept in self.part.glob("*.safetensors"):
+                    kept.unlink()
         write_json(note, settings)
 
     def close(self) -> None:
         """Forget the state of a run that is saved, or that ended before any was kept."""
-        if self.state.exists() and not self.saved:
+        if self.begun and not self.saved:
             return
         shutil.rmtree(self.part, ignore_errors=True)
 

@@ -21,7 +21,7 @@ from sctool.models.registry import BUILDERS
 
 ARMS = {"uniform": "standard", "adaptive": "ar", "balanced": "balanced"}
 FEWEST_CELLS = 20
-EMBEDS_COUNTS = ("scvi",)
+EMBEDS_COUNTS = ("scvi", "integrate")
 
 
 @dataclass(frozen=True)

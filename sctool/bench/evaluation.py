@@ -38,6 +38,8 @@ class Evaluation:
     """What two arms must share to be compared."""
     decide: tuple[str, ...] = ()
     """The scores that say who is behind; none: the first of ``columns``."""
+    notes: tuple[str, ...] = ()
+    """Lines printed after the verdict."""
 
     @property
     def summary(self) -> pd.DataFrame:

@@ -21,6 +21,7 @@ Neighbors = Annotated[int | None, typer.Option(help="Neighbours in the vote.")]
 Splits = Annotated[int | None, typer.Option(help="Random halves to average over.")]
 Samples = Annotated[int | None, typer.Option(help="Posterior samples to average; 0 decodes the mean.")]
 Embeddings = Annotated[list[str] | None, typer.Option("--embedding", help="Of any tool: obsm:KEY, an .npy or a .csv.")]
+Peers = Annotated[bool, typer.Option("--peers", help="Harmony and scvi-tools' scVI too, where installed.")]
 IncludeTrained = Annotated[bool, typer.Option("--include-trained", help="Score cells the model was trained on too.")]
 
 
@@ -94,6 +95,41 @@ def reconstruction(
     _finish(session, results, evaluate_reconstruction(path, model, session.config, include_trained=include_trained, say=session.say))
 
 
+@app.command("integration")
+def integration(
+    data: o.Data = None,
+    model: Models = None,
+    embedding: Embeddings = None,
+    batch_key: o.BatchKey = None,
+    label_key: o.ScoreLabelKey = None,
+    hold_out: o.ScoreOnly = None,
+    peers: Peers = False,
+    counts_layer: o.CountsLayer = None,
+    backed: o.Backed = None,
+    name: o.Name = None,
+    out: o.Out = None,
+    seed: o.Seed = None,
+    device: o.Device = None,
+    threads: o.Threads = None,
+    config: o.ConfigFile = None,
+    set_: o.Set = None,
+    force: o.Force = False,
+    json_: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Batch mixing and biology kept (scIB) of embeddings, beside the cells without integration; writes results/integration/RUN/."""
+    session = Session(locals(), "integrate")
+    if not model and not embedding and not peers:
+        raise SctoolError("nothing to score", "give --model checkpoints/integrate/RUN, --embedding obsm:KEY, or --peers")
+    path = session.data_path(data)
+    results = _place(session, "integration", model or [], (embedding or []) + ["peers"] * (not model and not embedding))
+    session.limit_threads()
+    from sctool.bench.integration import evaluate_integration
+
+    made = evaluate_integration(path, model or [], embedding or [], session.config, session.say, peers)
+    _finish(session, results, made, shown=("total", "batch", "bio", "ilisi", "kbet", "nmi"))
+
+
 @app.command("scgen")
 def scgen(
     predictions: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="results/scgen/RUN, or .h5ad files of predicted cells.")],
@@ -146,10 +182,10 @@ def _place(session: Session, task: str, models: list[Path], embeddings: list[str
     return results
 
 
-def _finish(session: Session, results: Path, made: Evaluation, *, beside: bool = False) -> None:
+def _finish(session: Session, results: Path, made: Evaluation, *, beside: bool = False, shown: tuple[str, ...] = ()) -> None:
     """Write the result, into a folder of its own or beside what is there, and print it."""
     made.write(results, force=session.force, beside=beside)
-    shown = made.columns[:4] if made.decide else made.columns[:2]
+    shown = shown or (made.columns[:4] if made.decide else made.columns[:2])
     rows = [[row["name"], row["arm"], *(f"{row[c]:.3f}" for c in shown)] for _, row in made.summary.iterrows()]
     table = score_table(made.task, ["name", "arm", *(c.replace("_", " ") for c in shown)], rows)
-    session.result({"results": str(results), **made.metrics}, [table], [*made.verdict(), str(results)])
+    session.result({"results": str(results), **made.metrics}, [table], [*made.verdict(), *made.notes, str(results)])

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from sctool.cli import check, download, evaluate, plot, predict, train
+from sctool.cli import check, download, evaluate, integrate, plot, predict, train
 from sctool.errors import SctoolError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.add_typer(download.app, name="download")
 app.add_typer(train.app, name="train")
 app.add_typer(predict.app, name="predict")
 app.add_typer(evaluate.app, name="eval")
+app.command("integrate")(integrate.integrate)
 app.command("plot")(plot.plot)
 
 

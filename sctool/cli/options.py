@@ -24,6 +24,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Print the result only.", r
 
 BatchKey = Annotated[str | None, typer.Option(help="obs column of batches to correct for.", rich_help_panel=_DATA)]
 LabelKey = Annotated[str | None, typer.Option(help="obs column of cell types. scVI never sees it.", rich_help_panel=_DATA)]
+ScoreLabelKey = Annotated[str | None, typer.Option("--label-key", help="obs column of cell types.", rich_help_panel=_DATA)]
 GroupKey = Annotated[str | None, typer.Option(help="obs column of donors; validation takes whole donors.", rich_help_panel=_DATA)]
 CountsLayer = Annotated[str | None, typer.Option(help="Layer of raw counts (or X, raw/X). Default: found.", rich_help_panel=_DATA)]
 HoldOut = Annotated[str | None, typer.Option(metavar="COLUMN=VALUE", help="Cells never trained on.", rich_help_panel=_DATA)]
@@ -106,6 +107,11 @@ KEYS = {
     "in_distribution": "scgen.in_distribution",
     "random_share": "scgen.random_share",
     "delta": "scgen.delta",
+    "mode": "integrate.mode",
+    "score": "integrate.score",
+    "ddpm_refine": "integrate.refine",
+    "refine_steps": "integrate.refine_steps",
+    "target_batch": "integrate.target_batch",
     "neighbors": "eval.neighbors",
     "splits": "eval.split_seeds",
     "samples": "eval.samples",

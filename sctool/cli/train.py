@@ -118,40 +118,46 @@ def scgen(
 
 
 def _train(session: Session, model: str, data: o.Data) -> None:
-    """Train a model; the same for all of them."""
-    path = session.data_path(data)
+    """Train a model and print what came out; the same for all of them."""
+    made = train_model(session, model, session.data_path(data))
+    metrics = made.manifest["metrics"]
+    rows = [[key, f"{value:.4g}" if isinstance(value, float) else str(value)] for key, value in metrics.items() if value is not None]
+    session.result({"model": str(made.path), **metrics}, [score_table(made.name, ["figure", "value"], rows, "left")], [str(made.path)])
+
+
+def train_model(session: Session, model: str, path: Path) -> ModelFolder:
+    """Train a model on a file, or take the finished one that ``--resume`` finds."""
     session.limit_threads()
     from sctool.artifacts.model_folder import RunPlace, open_model
     from sctool.engine.device import choose_device, describe_device
     from sctool.engine.progress import TerminalReporter
-    from sctool.engine.run import run_training
+    from sctool.engine.run import one_stage, run_training
     from sctool.models.registry import BUILDERS
 
     config = session.config
-    run = session.name or _run_name(session, model, path.stem)
-    folder = session.out / "checkpoints" / model / run
+    folder = session.out / "checkpoints" / model / (session.name or run_name(session, model, path.stem))
     place = RunPlace(folder, resume=session.resume, force=session.force)
     if place.finished:
         session.say(f"{folder} is finished already")
         made = open_model(folder)
         _same_settings(made, config)
-    else:
-        session.say(f"device: {describe_device(choose_device(config.device))}")
-        prepared = _prepare(session, model, path)
-        for line in prepared.notes:
-            session.say(line)
-        reporter = None if session.quiet or session.json else TerminalReporter(session.console)
-        made = run_training(model, BUILDERS[model], prepared, config, place, reporter=reporter)
-    metrics = made.manifest["metrics"]
-    rows = [[key, f"{value:.4g}" if isinstance(value, float) else str(value)] for key, value in metrics.items() if value is not None]
-    session.result({"model": str(folder), **metrics}, [score_table(run, ["figure", "value"], rows, "left")], [str(folder)])
+        return made
+    session.say(f"device: {describe_device(choose_device(config.device))}")
+    prepared = _prepare(session, model, path)
+    for line in prepared.notes:
+        session.say(line)
+    stages = one_stage
+    if model == "integrate":
+        from sctool.engine.integrate import integration_stages as stages
+    reporter = None if session.quiet or session.json else TerminalReporter(session.console)
+    return run_training(model, BUILDERS[model], prepared, config, place, stages=stages, reporter=reporter)
 
 
 def _same_settings(made: ModelFolder, config: Config) -> None:
     """Refuse to take a finished run for one with other settings, however alike their names."""
     from sctool.artifacts.atomic import strict
 
-    for section, values in strict(config.model_dump(include={"data", "train", "ar", "scvi", "scgen"})).items():
+    for section, values in strict(config.model_dump(include={"data", "train", "ar", made.manifest["model"], "diffusion"})).items():
         for key, value in values.items():
             old = made.manifest["config"][section].get(key, value)
             if old != value and value is not None and key not in ("path", "cache_dir", "backed", "inference_chunk", "checkpoint_seconds"):
@@ -167,12 +173,16 @@ def _prepare(session: Session, model: str, path: Path) -> Prepared:
         from sctool.data.response import prepare_response
 
         return prepare_response(path, session.config)
+    if model == "integrate":
+        from sctool.data.integration import prepare_integration
+
+        return prepare_integration(path, session.config, session.demo)
     from sctool.data.prepare import prepare_counts
 
     return prepare_counts(path, session.config, session.demo)
 
 
-def _run_name(session: Session, model: str, stem: str) -> str:
+def run_name(session: Session, model: str, stem: str) -> str:
     """Data, design, sampler and seed: all that usually differs between the runs of a loop."""
     config = session.config
     arm = {"uniform": "standard", "adaptive": "ar", "balanced": "balanced"}[config.train.sampler]
@@ -182,5 +192,7 @@ def _run_name(session: Session, model: str, stem: str) -> str:
         parts += [scgen.held_out or "", f"in-{scgen.in_distribution}" if scgen.in_distribution else ""]
         parts += [f"random{scgen.random_share:g}" if scgen.random_share else ""]
         parts += [f"share{scgen.control_share:g}" if scgen.control_share < 1 else ""]
+    if model == "integrate" and config.integrate.mode != "auto":
+        parts.append(config.integrate.mode)
     name = "-".join([*filter(None, parts), arm, f"seed{config.seed}"])
     return re.sub(r"[^\w.+-]+", "_", name)

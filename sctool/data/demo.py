@@ -37,4 +37,5 @@ TREATED = Demo(
         "scgen.held_out": "PW034",
     },
 )
-DEMOS = {"scvi": CELLS, "scgen": TREATED}
+BATCHES = Demo("batches.h5ad", {"data.batch_key": "batch", "data.label_key": "cell_type"})
+DEMOS = {"scvi": CELLS, "scgen": TREATED, "integrate": BATCHES}

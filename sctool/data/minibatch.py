@@ -80,6 +80,10 @@ class CellStore:
         """Names of some cells."""
         return [str(self._names[row]) for row in rows]
 
+    def codes(self, key: str) -> NDArray[np.int64]:
+        """Codes of all cells."""
+        return self._codes[key].cpu().numpy()
+
     def batch(self, rows: NDArray[np.int64]) -> Minibatch:
         """The cells at ``rows``, repeats allowed, as one minibatch on the device."""
         home = self._indptr.device

@@ -52,7 +52,7 @@ class Prepared:
     @property
     def sizes(self) -> dict[str, int]:
         """What a network is built from."""
-        plurals = {"batch": "n_batches", "group": "n_groups"}
+        plurals = {"batch": "n_batches", "group": "n_groups", "label": "n_labels"}
         return {"n_genes": len(self.columns), **{plurals[key]: len(known) for key, known in self.vocabularies.items()}}
 
     @property

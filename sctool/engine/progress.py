@@ -26,16 +26,18 @@ class TerminalReporter:
         self._cells = 0
         self._began = self._said = time.monotonic()
         self._epochs = 0
+        self._title = ""
 
-    def start(self, epochs: int, done: int) -> None:
-        """Training begins, or goes on after ``done`` epochs."""
+    def start(self, epochs: int, done: int, title: str = "training") -> None:
+        """Training of that name begins, or goes on after ``done`` epochs."""
+        self._title = "" if title == "training" else f"{title}: "
         self._epochs, self._cells = epochs, 0
         self._began = self._said = time.monotonic()
         if done:
-            self.console.print(f"resumed after {done} of {epochs} epochs")
+            self.console.print(f"{self._title}resumed after {done} of {epochs} epochs")
         if self.console.is_terminal:
             columns = (
-                TextColumn("epoch {task.completed}/{task.total}"),
+                TextColumn(f"{self._title}epoch {{task.completed}}/{{task.total}}"),
                 BarColumn(),
                 TextColumn("{task.description}"),
                 TimeRemainingColumn(),
@@ -62,7 +64,7 @@ class TerminalReporter:
             self._bar.update(self._task, advance=1, description=words)
         elif now - self._said > SECONDS_BETWEEN_LINES:
             self._said = now
-            self.console.print(f"epoch {int(row['epoch'])}/{self._epochs}: {words}", highlight=False)
+            self.console.print(f"{self._title}epoch {int(row['epoch'])}/{self._epochs}: {words}", highlight=False)
 
     def stop(self, message: str) -> None:
         """Training is over."""
@@ -70,4 +72,4 @@ class TerminalReporter:
             self._bar.stop()
             self._bar = None
         seconds = time.monotonic() - self._began
-        self.console.print(f"{message} ({seconds:.0f} s, {self._cells / max(seconds, 1e-9):,.0f} cells/s)", highlight=False)
+        self.console.print(f"{self._title}{message} ({seconds:.0f} s, {self._cells / max(seconds, 1e-9):,.0f} cells/s)", highlight=False)

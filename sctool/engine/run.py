@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,51 @@ import pandas as pd
 import torch
 
 from sctool.artifacts.model_folder import ModelFolder, RunPlace, save_model
-from sctool.config import Config
+from sctool.artifacts.tensors import load_tensors, save_tensors
+from sctool.config import Config, TrainConfig
 from sctool.data.minibatch import CellStore
 from sctool.data.prepare import Prepared
 from sctool.data.samplers import Sampler
 from sctool.engine.device import choose_device, in_chunks, own_randomness
 from sctool.engine.samplers import make_sampler
-from sctool.engine.trainer import Fit, Reporter, Trainer
+from sctool.engine.trainer import Fit, Reporter, Rows, Store, Trainer
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training of a run."""
+
+    name: str
+    module: Any
+    """The module or a part of it."""
+    store: Store
+    sampler: Sampler
+    train: TrainConfig
+    """With ``epochs`` set."""
+    validation_rows: Rows
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the stages of a run are made from."""
+
+    module: Any
+    store: CellStore
+    prepared: Prepared
+    config: Config
+
+    def sampler(self) -> Sampler:
+        """A new sampler of the training cells, as the configuration wants it."""
+        config, prepared = self.config, self.prepared
+        key = config.data.label_key
+        labels = prepared.obs[key].astype(object).fillna("").astype(str).to_numpy() if key else None
+        return make_sampler(prepared.rows("train"), config.train, config.ar, labels=labels, embedding=prepared.embedding)
+
+
+def one_stage(setting: Setting) -> Iterator[Stage]:
+    """The whole module on the cells: all that most models need."""
+    validation_rows = setting.prepared.rows("validation")
+    yield Stage("training", setting.module, setting.store, setting.sampler(), setting.config.train, validation_rows)
 
 
 def default_epochs(n_cells: int) -> int:
@@ -37,6 +76,7 @@ def run_training(
     config: Config,
     place: RunPlace,
     *,
+    stages: Callable[[Setting], Iterator[Stage]] = one_stage,
     reporter: Reporter | None = None,
 ) -> ModelFolder:
     """Train a model and write its folder.
@@ -49,6 +89,8 @@ def run_training(
         The cells.
     place
         Where it is written, and whether an interrupted run is resumed.
+    stages
+        What is trained one after the other; each is set up when the one before it is done.
     """
     device = choose_device(config.device)
     sizes = prepared.sizes
@@ -60,39 +102,54 @@ def run_training(
     on_disk = config.data.backed
     matrix = prepared.matrix if on_disk else prepared.matrix[:, prepared.columns]
     store = CellStore(matrix, prepared.codes, prepared.obs.index, prepared.columns if on_disk else None, device)
-    labels = prepared.obs[config.data.label_key].astype(object).fillna("").astype(str).to_numpy() if config.data.label_key else None
-    sampler = make_sampler(train_rows, config.train, config.ar, labels=labels, embedding=prepared.embedding)
     with own_randomness(device):
         torch.manual_seed(config.seed)
         module = build(config, sizes).to(device)
-    trainer = Trainer(
-        module,
-        store,
-        sampler,
-        config.train,
-        seed=config.seed,
-        validation_rows=validation_rows,
-        reporter=reporter,
-        state_path=place.state,
-    )
     place.open(run_settings(name, config, prepared))
     try:
-        fit = trainer.fit(resume=place.resume)
+        fits: dict[str, Fit] = {}
+        sampler: Sampler | None = None
+        for number, stage in enumerate(stages(Setting(module, store, prepared, config))):
+            done = place.stage(number)
+            if place.resume and done.exists():
+                tensors, note = load_tensors(done)
+                module.load_state_dict(tensors)
+                fits[stage.name] = Fit(**note)
+            else:
+                fits[stage.name] = _train(stage, config.seed + number, place, reporter)
+                save_tensors(done, module.state_dict(), vars(fits[stage.name]))
+                place.state.unlink(missing_ok=True)
+            if stage.store is store:
+                sampler = stage.sampler
         if hasattr(module, "remember"):
             known = np.sort(np.concatenate([train_rows, validation_rows]))
             module.remember(batch for _, batch in in_chunks(store.batch, known, config.train.inference_chunk))
-        folder = _save(name, module, sampler, fit, sizes, prepared, config, place, device)
+        folder = _save(name, module, sampler, fits, sizes, prepared, config, place, device)
         place.saved = True
         return folder
     finally:
         place.close()
 
 
+def _train(stage: Stage, seed: int, place: RunPlace, reporter: Reporter | None) -> Fit:
+    return Trainer(
+        stage.module,
+        stage.store,
+        stage.sampler,
+        stage.train,
+        seed=seed,
+        validation_rows=stage.validation_rows,
+        reporter=reporter,
+        state_path=place.state,
+        title=stage.name,
+    ).fit(resume=place.resume)
+
+
 def _save(
     name: str,
     module: Any,
-    sampler: Sampler,
-    fit: Fit,
+    sampler: Sampler | None,
+    fits: dict[str, Fit],
     sizes: dict[str, int],
     prepared: Prepared,
     config: Config,
@@ -105,9 +162,9 @@ def _save(
     for key in dict.fromkeys((config.data.label_key, config.data.batch_key, *prepared.kept)):
         if key and key in prepared.obs:  # under another name where it would hide a column of ours
             cells[f"obs_{key}" if key in ("cell", "split", "weight") else key] = prepared.obs[key].astype(object).to_numpy()
-    if "weights" in sampler.state:
+    if sampler is not None and "weights" in sampler.state:
         cells.loc[train_rows, "weight"] = sampler.state["weights"] * len(train_rows)
-    best = {name: value for name, value in fit.history[fit.best_epoch - 1].items() if name != "epoch"}
+    history = pd.concat([pd.DataFrame(fit.history).assign(**({"stage": stage} if len(fits) > 1 else {})) for stage, fit in fits.items()])
     return save_model(
         place.folder,
         name,
@@ -120,8 +177,18 @@ def _save(
             "genes": prepared.genes,
             "vocabularies": {key: list(value.categories) for key, value in prepared.vocabularies.items()},
             "data": {**prepared.about, "train": len(train_rows), "validation": len(validation_rows)},
-            "metrics": {"epochs": len(fit.history), "best_epoch": fit.best_epoch, "stopped": fit.reason, **best},
+            "metrics": _figures(fits),
             "device": str(device),
         },
-        {"history": pd.DataFrame(fit.history), "cells": cells},
+        {"history": history, "cells": cells},
     )
+
+
+def _figures(fits: dict[str, Fit]) -> dict[str, Any]:
+    """Of the best epoch; where there are several stages, each figure with its stage before it."""
+    figures: dict[str, Any] = {}
+    for stage, fit in fits.items():
+        best = {name: value for name, value in fit.history[fit.best_epoch - 1].items() if name != "epoch"}
+        own = {"epochs": len(fit.history), "best_epoch": fit.best_epoch, "stopped": fit.reason, **best}
+        figures |= own if len(fits) == 1 else {f"{stage}_{name}": value for name, value in own.items()}
+    return figures

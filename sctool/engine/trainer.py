@@ -47,8 +47,8 @@ class Store(Protocol):
 class Reporter(Protocol):
     """Told how the run goes; prints it or not."""
 
-    def start(self, epochs: int, done: int) -> None:
-        """Training begins, or goes on after ``done`` epochs."""
+    def start(self, epochs: int, done: int, title: str) -> None:
+        """Training of that name begins, or goes on after ``done`` epochs."""
 
     def step(self, cells: int) -> None:
         """A minibatch of so many cells is done."""
@@ -91,6 +91,8 @@ class Trainer:
         Told of each epoch.
     state_path
         Where the state is kept for ``resume``; None keeps none.
+    title
+        What the reporter calls it.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class Trainer:
         validation_rows: Rows | None = None,
         reporter: Reporter | None = None,
         state_path: Path | None = None,
+        title: str = "training",
     ) -> None:
         assert config.epochs is not None
         self.model, self.store, self.sampler, self.config = model, store, sampler, config
@@ -111,7 +114,7 @@ class Trainer:
         self.seed = seed
         self.validation_rows = np.empty(0, np.int64) if validation_rows is None else validation_rows
         self.reporter = reporter
-        self.state_path = state_path
+        self.state_path, self.title = state_path, title
         self.rng = np.random.default_rng(seed)
         self.optimizer = torch.optim.Adam(
             model.parameters(),
@@ -122,6 +125,7 @@ class Trainer:
         )
         self.fit_so_far = Fit()
         self._best: dict[str, Tensor] = {}
+        self._average = [p.detach().clone() for p in model.parameters()] if config.ema else []
         self._epoch = 0
         self._rows = np.empty(0, np.int64)
         self._cursor = 0
@@ -150,7 +154,7 @@ class Trainer:
             if resume and self.state_path is not None and self.state_path.exists():
                 self._load()
             if self.reporter:
-                self.reporter.start(self.epochs, self._epoch)
+                self.reporter.start(self.epochs, self._epoch, self.title)
             saved = time.monotonic()
             try:
                 while not self.fit_so_far.reason:
@@ -168,8 +172,27 @@ class Trainer:
                     self.reporter.stop(self.fit_so_far.reason or "not finished")
             if self._best:
                 self.model.load_state_dict(self._best)
+            elif self._average:
+                self._swap()
             self.model.eval()
         return self.fit_so_far
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        """Exchange the weights and their running mean."""
+        for parameter, average in zip(self.model.parameters(), self._average, strict=True):
+            parameter.data, average.data = average.data, parameter.data
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Inside, the model has the mean weights, where they are kept."""
+        if self._average:
+            self._swap()
+        try:
+            yield
+        finally:
+            if self._average:
+                self._swap()
 
     def _anneal(self) -> float:
         ramp = self.config.warmup * self.epochs
@@ -204,7 +227,12 @@ class Trainer:
         terms.loss.backward()
         if self.config.grad_clip:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        if self.config.lr_decay == "cosine":
+            done = (self._epoch + self._cursor / len(self._rows)) / self.epochs
+            self.optimizer.param_groups[0]["lr"] = self.config.lr * 0.5 * (1 + math.cos(math.pi * done))
         self.optimizer.step()
+        if self._average:
+            torch._foreach_lerp_(self._average, [p.data for p in self.model.parameters()], 1 - self.config.ema)
         if self.sampler.watches:
             self.sampler.seen(rows, terms.embedding_nl.float().cpu().numpy())
 
@@ -232,10 +260,11 @@ class Trainer:
         row: dict[str, float] = {"epoch": self._epoch + 1, "anneal": self._anneal()}
         row |= {f"train_{name}": total / len(self._rows) for name, total in self._sums.items()}
         if len(self.validation_rows):
-            row |= {f"validation_{name}": value for name, value in self.score(self.validation_rows).items()}
-            if row["validation_loss"] < fit.best_loss:
-                fit.best_loss, fit.best_epoch = row["validation_loss"], self._epoch + 1
-                self._best = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+            with self._averaged():
+                row |= {f"validation_{name}": value for name, value in self.score(self.validation_rows).items()}
+                if row["validation_loss"] < fit.best_loss:
+                    fit.best_loss, fit.best_epoch = row["validation_loss"], self._epoch + 1
+                    self._best = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
         else:
             fit.best_epoch = self._epoch + 1
         row |= self.sampler.log()
@@ -302,6 +331,7 @@ class Trainer:
         fit = self.fit_so_far
         tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"best/{name}": tensor for name, tensor in self._best.items()}
+        tensors |= {f"average/{index}": tensor for index, tensor in enumerate(self._average)}
         tensors |= {f"sampler/{name}": torch.from_numpy(array) for name, array in self.sampler.state.items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{slot}": torch.as_tensor(value) for slot, value in slots.items()}
@@ -332,6 +362,8 @@ class Trainer:
 
         self.model.load_state_dict(under("model/"))
         self._best = {name: tensor.to(self.store.device) for name, tensor in under("best/").items()}
+        for index, average in under("average/").items():
+            self._average[int(index)].copy_(average)
         self.sampler.state |= {name: tensor.numpy() for name, tensor in under("sampler/").items()}
         slots: dict[int, dict[str, Tensor]] = {}
         for name, tensor in under("optimizer/").items():

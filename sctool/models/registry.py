@@ -22,4 +22,10 @@ def _scgen(config: Config, sizes: dict[str, int]) -> Any:
     return SCGen(config.scgen, **sizes)
 
 
-BUILDERS: dict[str, Builder] = {"scvi": _scvi, "scgen": _scgen}
+def _integrate(config: Config, sizes: dict[str, int]) -> Any:
+    from sctool.models.integrate import Integrator
+
+    return Integrator(config.integrate, config.diffusion, **sizes)
+
+
+BUILDERS: dict[str, Builder] = {"scvi": _scvi, "scgen": _scgen, "integrate": _integrate}

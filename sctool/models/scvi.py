@@ -3,7 +3,7 @@
     z ~ N(0, I);  rho = softmax(f(z, s));  x_g ~ NB(mean = l rho_g, inverse dispersion theta_g), or ZINB with logits h(z, s)
 
 - ``l`` is the observed total of the cell over the model's genes; ``s`` its batch.
-- The encoder sees log(1 + x) and the batch; its posterior is a diagonal normal.
+- The encoder sees log(1 + x), or log1p of counts per 10,000, and the batch; its posterior is a diagonal normal.
 - The batch enters as a learned offset in every hidden layer of encoder and decoder; a batch never seen gets the mean offset.
 - ``theta`` is one per gene, or one per gene and batch.
 - Loss: - log p(x | z) + anneal * KL(q(z | x) || N(0, I)), one sample of z.
@@ -39,27 +39,38 @@ class SCVI(nn.Module):
     def __init__(self, config: SCVIConfig, n_genes: int, n_batches: int = 1) -> None:
         super().__init__()
         self.config = config
-        categories = (n_batches,)
-        self.encoder = NormalEncoder(n_genes, config.n_hidden, config.n_latent, config.n_layers, config.dropout, categories)
-        self.decoder = MLP(config.n_latent, config.n_hidden, config.n_layers, 0.0, categories)
+        categories, norm = (n_batches,), config.norm
+        self.encoder = NormalEncoder(n_genes, config.n_hidden, config.n_latent, config.n_layers, config.dropout, categories, norm=norm)
+        self.decoder = MLP(config.n_latent, config.n_hidden, config.n_layers, 0.0, categories, norm=norm)
         self.rate = nn.Linear(config.n_hidden, n_genes)
         self.zero = nn.Linear(config.n_hidden, n_genes) if config.likelihood == "zinb" else None
         by_batch = config.dispersion == "gene-batch" and n_batches > 1
         self.log_theta = nn.Parameter(torch.randn(n_batches, n_genes) if by_batch else torch.randn(n_genes))
 
+    def inputs(self, batch: Minibatch) -> Tensor:
+        """What the encoder sees of the counts, shape (cells, genes)."""
+        if self.config.input == "counts":
+            return batch.dense(batch.value_e.log1p())
+        per_count_n = 1e4 / batch.depth_n1.squeeze(1).clamp_min(1)
+        return batch.dense((batch.value_e * per_count_n.index_select(0, batch.row_e)).log1p())
+
     def posterior(self, batch: Minibatch) -> tuple[Tensor, Tensor]:
         """Mean and variance of ``q(z | x)``, shapes (cells, latent)."""
-        return self.encoder(batch.dense(batch.value_e.log1p()), batch.codes["batch"])
+        return self.encoder(self.inputs(batch), batch.codes["batch"])
 
     def log_likelihood(self, z_nl: Tensor, batch: Minibatch) -> Tensor:
         """``log p(x | z)`` summed over genes, shape (cells,)."""
         h_nh = self.decoder(z_nl, batch.codes["batch"])
-        log_theta: Tensor = self.log_theta
-        if log_theta.ndim == 2:
-            log_theta = torch.cat([log_theta, log_theta.mean(0, keepdim=True)])[batch.codes["batch"]]
+        log_theta = self.log_dispersion(batch.codes["batch"])
         if self.zero is None:
             return nb_log_likelihood(self.rate(h_nh), log_theta, batch)
         return zinb_log_likelihood(self.rate(h_nh), log_theta, self.zero(h_nh), batch)
+
+    def log_dispersion(self, batch_n: Tensor) -> Tensor:
+        """Log inverse dispersion, shape (genes,), or (cells, genes) where it differs between batches; an unknown batch gets the mean."""
+        if self.log_theta.ndim == 1:
+            return self.log_theta
+        return torch.cat([self.log_theta, self.log_theta.mean(0, keepdim=True)])[batch_n]
 
     def loss(self, batch: Minibatch, anneal: float = 1.0) -> Terms:
         """Negative evidence lower bound, in nats per cell."""

@@ -35,18 +35,28 @@ class CodedLinear(nn.Module):
 
 
 class MLP(nn.Module):
-    """Blocks of linear, BatchNorm (eps 1e-3, momentum 0.01), ReLU, dropout: the fully connected layers of scVI and scGen.
+    """Blocks of linear, norm, ReLU, dropout: the fully connected layers of scVI and scGen.
 
-    Covariates enter every block; a ``slope`` above 0 makes the ReLU leaky.
+    Covariates enter every block; a ``slope`` above 0 makes the ReLU leaky. The norm is ``batch`` (eps 1e-3, momentum 0.01), or
+    ``layer``, which keeps no statistics of the cells it was trained on.
     """
 
     def __init__(
-        self, n_in: int, n_hidden: int, n_layers: int, dropout: float, n_categories: tuple[int, ...] = (), slope: float = 0.0
+        self,
+        n_in: int,
+        n_hidden: int,
+        n_layers: int,
+        dropout: float,
+        n_categories: tuple[int, ...] = (),
+        slope: float = 0.0,
+        norm: str = "batch",
     ) -> None:
         super().__init__()
         sizes = [n_in] + [n_hidden] * (n_layers - 1)
         self.linears = nn.ModuleList(CodedLinear(size, n_hidden, n_categories) for size in sizes)
-        self.norms = nn.ModuleList(nn.BatchNorm1d(n_hidden, eps=1e-3, momentum=0.01) for _ in sizes)
+        self.norms = nn.ModuleList(
+            nn.LayerNorm(n_hidden) if norm == "layer" else nn.BatchNorm1d(n_hidden, eps=1e-3, momentum=0.01) for _ in sizes
+        )
         self.activation = nn.LeakyReLU(slope) if slope else nn.ReLU()
         self.dropout = nn.Dropout(dropout)
 
@@ -69,9 +79,10 @@ class NormalEncoder(nn.Module):
         dropout: float,
         n_categories: tuple[int, ...] = (),
         slope: float = 0.0,
+        norm: str = "batch",
     ) -> None:
         super().__init__()
-        self.body = MLP(n_in, n_hidden, n_layers, dropout, n_categories, slope)
+        self.body = MLP(n_in, n_hidden, n_layers, dropout, n_categories, slope, norm)
         self.mean = nn.Linear(n_hidden, n_latent)
         self.log_variance = nn.Linear(n_hidden, n_latent)
 

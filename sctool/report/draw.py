@@ -11,6 +11,7 @@ import pandas as pd
 
 from sctool.errors import SctoolError
 from sctool.report import figures
+from sctool.report.integration import integration_figures
 from sctool.report.response import response_figures
 
 FORMATS = ("png", "svg", "pdf")
@@ -72,6 +73,8 @@ def _draw_one(run: Path, formats: list[str], say: Callable[[str], None]) -> list
         made += figures.arm_bars(plots / "scores", formats, scores, columns)
     if metrics.get("task") == "scgen" and (run / "scores.csv").exists():
         made += response_figures(plots, formats, run)
+    if metrics.get("task") == "integration" and (run / "scores.csv").exists():
+        return made + integration_figures(plots, formats, run, metrics, say)
     if (run / "per_type.csv").exists():
         per_type = pd.read_csv(run / "per_type.csv")
         value = "recall" if "recall" in per_type else "correlation"
@@ -84,20 +87,14 @@ def _umap(run: Path, say: Callable[[str], None]) -> pd.DataFrame:
     kept = run / "umap.csv"
     if kept.exists():
         return pd.read_csv(kept, dtype={"cell": str})
-    import warnings
-
     import numpy as np
 
     from sctool.artifacts.atomic import atomic_file
+    from sctool.report.umap import umap_xy
 
     say("computing a UMAP; it is kept in umap.csv")
     cells = pd.read_csv(run / "cells.csv", dtype={"cell": str})
-    z_nl = np.load(run / "latent.npy")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from umap import UMAP
-
-        xy = UMAP(n_neighbors=min(15, len(z_nl) - 1), random_state=0, n_jobs=1).fit_transform(z_nl)
+    xy = umap_xy(np.load(run / "latent.npy"))
     cells["umap_1"], cells["umap_2"] = xy[:, 0], xy[:, 1]
     with atomic_file(kept) as partial:
         cells.to_csv(partial, index=False)
