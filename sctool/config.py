@@ -47,6 +47,7 @@ class DataConfig(Section):
     label_key: str | None = None
     group_key: str | None = None
     counts_layer: str | None = None
+    cells: str | None = None
     hold_out: str | None = None
     n_top_genes: int = Field(2000, ge=0)
     target_sum: float = Field(10_000.0, ge=0)
@@ -156,6 +157,10 @@ class IntegrateConfig(Section):
     refine_blend: float = Field(1.0, ge=0, le=1)
     refine_target: str = "auto"
     target_batch: str = "average"
+    transfer: Literal["replay", "finetune", "surgery"] = "replay"
+    replay_share: float = Field(0.25, ge=0, lt=1)
+    lr_scale: float = Field(0.3, gt=0)
+    anchor_weight: float = Field(1e-3, ge=0)
 
 
 class DiffusionConfig(Section):
@@ -196,6 +201,17 @@ class Config(Section):
     integrate: IntegrateConfig = IntegrateConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
     eval: EvalConfig = EvalConfig()
+
+    def replaced(self, settings: dict[str, Any]) -> Config:
+        """With other values, by dotted key."""
+        tree = self.model_dump()
+        for key, value in settings.items():
+            section, _, name = key.partition(".")
+            if name:
+                tree[section][name] = value
+            else:
+                tree[section] = value
+        return Config.model_validate(tree)
 
 
 def load_config(

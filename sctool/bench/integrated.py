@@ -156,7 +156,7 @@ def _scored(
     labels = None
     if label_key and label_key in obs:
         labels = labels_of(obs[label_key], trained.integrate.unlabeled)
-        labels = np.where(labels == "", None, labels)
+        labels[labels == ""] = None
     arm = ARMS[folder.manifest["sampler"]]
     contestants = [Contestant("integrated", arm, int(folder.manifest["seed"]), encoded.mean_nl)]
     if gate and gate.accepted:

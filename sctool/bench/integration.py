@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,10 @@ from numpy.typing import NDArray
 
 from sctool.bench.entries import FEWEST_CELLS, load_embedding, open_entries
 from sctool.bench.evaluation import Evaluation
-from sctool.bench.unintegrated import harmony, scvi_tools, unintegrated_pca
+from sctool.bench.unintegrated import run_peers, unintegrated_pca
 from sctool.bench.zero_shot import Contestant
 from sctool.config import Config
 from sctool.data.expression import read_expression
-from sctool.data.matrix_kind import find_counts
 from sctool.data.read import H5ad
 from sctool.data.splits import select
 from sctool.errors import SctoolError
@@ -126,7 +126,7 @@ def score_embeddings(
     scores, audits = [], []
     for one in [*contestants, Contestant(PCA_NAME, "baseline", -1, pca_np)]:
         say(f"scoring {one.name}")
-        mine = {"name": one.name, "arm": one.arm, "seed": one.seed}
+        mine: dict[str, Any] = {"name": one.name, "arm": one.arm, "seed": one.seed}
         made = integration_scores(one.z_nl[kept], batches[kept], None if names is None else names[kept], pca_np[kept])
         scores.append({**mine, **made.values})
         if names is not None:
@@ -221,8 +221,8 @@ def evaluate_integration(
     scored_cells(batches, labels, keys)  # before any work is done
     loaded = [(spec, *load_embedding(spec, file)) for spec in embeddings]
     entries = open_entries(models, path, config)
-    which = f"that meet {config.data.hold_out}" if config.data.hold_out else "of the file, those a model was trained on too"
-    say(f"{len(rows):,} cells {which}")
+    which = f" that meet {config.data.hold_out}" if config.data.hold_out else ""
+    say(f"scored on {len(rows):,} cells{which}, also those a model was trained on: they are what it integrates")
     contestants = [Contestant(entry.name, entry.arm, entry.seed, entry.query.embed(rows)) for entry in entries]
     for spec, name, z_nl in loaded:
         taken = {PCA_NAME, *(other.name for other in contestants)}
@@ -232,24 +232,17 @@ def evaluate_integration(
     pca_np = unintegrated_pca(log_ng[rows])
     del log_ng
     if peers:
-        contestants += _peers(file, rows, pca_np, batches, config, say)
-    return score_embeddings(contestants, pca_np, batches, labels, file.obs.index[rows].to_numpy(), keys=keys, say=say)
+        made_by = run_peers(file, config.data.counts_layer, rows, pca_np, batches, config.seed, say)
+        contestants += [Contestant(name, "baseline", config.seed, z_nl) for name, z_nl in made_by.items()]
+    made = score_embeddings(contestants, pca_np, batches, labels, file.obs.index[rows].to_numpy(), keys=keys, say=say)
+    told = [entry.name for entry in entries if entry.folder.manifest["data"].get("mode", "unsupervised") != "unsupervised"]
+    if not told:
+        return made
+    note = f"trained with labels, which flatters bio where these cells or labels were seen (--hold-out scores others): {', '.join(told)}"
+    return replace(made, notes=(*made.notes, note), about={**made.about, "trained_with_labels": told})
 
 
 def _column(file: H5ad, key: str | None, flag: str) -> pd.Series:
     if key is None:
         raise SctoolError(f"{flag} is missing", f"give a column of obs; there are: {', '.join(map(str, file.obs.columns[:20]))}")
     return file.column(key, flag)
-
-
-def _peers(
-    file: H5ad, rows: NDArray[np.int64], pca_np: NDArray[np.float32], batches: NDArray[Any], config: Config, say: Say
-) -> list[Contestant]:
-    made = {"Harmony": harmony(pca_np, batches, config.seed, say)}
-    try:
-        counts = file.matrix(find_counts(file, config.data.counts_layer).source)[rows]
-    except SctoolError as error:
-        say(f"scVI of scvi-tools is skipped: {error.message}")
-    else:
-        made["scvi-tools scVI"] = scvi_tools(counts, batches, config.seed, say)
-    return [Contestant(name, "baseline", config.seed, z_nl) for name, z_nl in made.items() if z_nl is not None]

@@ -47,7 +47,8 @@ def refinement_gate(
     if not moved_n.any():
         return Gate(False, "no cell is of a type that is sure and has enough cells in its batch and in another", {"moved": 0.0})
     rows = np.sort(np.random.default_rng(seed).permutation(len(moved_n))[:MOST_CELLS])
-    before_nl, after_nl, moved_n, type_n, batch_n = (x[rows] for x in (before_nl, after_nl, moved_n, type_n, batch_n))
+    before_nl, after_nl, moved_n = before_nl[rows], after_nl[rows], moved_n[rows]
+    type_n, batch_n = type_n[rows], batch_n[rows]
     correlation, overlap = _kept_within(before_nl, after_nl, moved_n, type_n, batch_n)
     figures = {"moved": float(moved_n.mean()), "correlation_within": correlation, "neighbours_kept_within": overlap}
     names, counts = np.unique(type_n, return_counts=True)
@@ -64,8 +65,11 @@ def refinement_gate(
         problems.append(f"cells of a type and batch keep their places with r = {correlation:.2f} only (at least {LEAST_CORRELATION})")
     if overlap < LEAST_OVERLAP:
         problems.append(f"they keep {overlap:.0%} of their neighbours (at least {LEAST_OVERLAP:.0%})")
-    problems += [f"{score} of the predicted types falls by {was[score] - now[score]:.3f}" for score in ("clisi", "label_asw")
-                 if was[score] - now[score] > MOST_LOSS]
+    problems += [
+        f"{score} of the predicted types falls by {was[score] - now[score]:.3f}"
+        for score in ("clisi", "label_asw")
+        if was[score] - now[score] > MOST_LOSS
+    ]
     if now["ilisi"] <= was["ilisi"] and now["kbet"] <= was["kbet"]:
         problems.append("batches are not mixed better")
     return Gate(not problems, "; ".join(problems) or "batches are mixed better and types are kept", figures)

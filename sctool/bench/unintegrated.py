@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import eigsh
 
 from sctool.data.genes import variable_genes
+from sctool.data.matrix_kind import find_counts
+from sctool.data.read import H5ad
+from sctool.errors import SctoolError
 
 COMPONENTS, VARIABLE_GENES = 30, 2000
 _MOST, _BLOCK = 10.0, 2048
@@ -35,8 +38,8 @@ def unintegrated_pca(log_ng: sp.csr_matrix, components: int = COMPONENTS, n_top:
     """
     log_ng = sp.csr_matrix(log_ng[:, variable_genes(log_ng, n_top, logged=True)])
     n, g = log_ng.shape
-    mean_g = np.asarray(log_ng.mean(0), np.float64).ravel()
-    square_g = np.asarray(log_ng.multiply(log_ng).mean(0), np.float64).ravel()
+    mean_g = np.asarray(log_ng.mean(0, dtype=np.float64)).ravel()
+    square_g = np.asarray(log_ng.multiply(log_ng).mean(0, dtype=np.float64)).ravel()
     deviation_g = np.sqrt(np.maximum(square_g - mean_g**2, 0) * n / max(n - 1, 1))
     deviation_g[deviation_g < 1e-8] = 1.0
 
@@ -90,3 +93,17 @@ def scvi_tools(counts: sp.csr_matrix, batches: NDArray[Any], seed: int, say: Say
         model = scvi.model.SCVI(cells)
         model.train(enable_progress_bar=False)
         return np.asarray(model.get_latent_representation(), np.float32)
+
+
+def run_peers(
+    file: H5ad, layer: str | None, rows: NDArray[np.int64], pca_np: NDArray[np.float32], batches: NDArray[Any], seed: int, say: Say
+) -> dict[str, NDArray[np.float32]]:
+    """The embeddings of the other tools that are installed; one line for each that is not."""
+    made = {"Harmony": harmony(pca_np, batches, seed, say)}
+    try:
+        counts = file.matrix(find_counts(file, layer).source)[rows]
+    except SctoolError as error:
+        say(f"scVI of scvi-tools is skipped: {error.message}")
+    else:
+        made["scvi-tools scVI"] = scvi_tools(counts, batches, seed, say)
+    return {name: z_nl for name, z_nl in made.items() if z_nl is not None}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sctool.cli import options as o
 from sctool.cli.session import Session, score_table
-from sctool.cli.train import train_model
-from sctool.errors import SctoolError
+from sctool.cli.train import run_name, train_model
 
 if TYPE_CHECKING:
     from sctool.artifacts.model_folder import ModelFolder
@@ -32,6 +31,9 @@ def integrate(
     ] = None,
     model: Annotated[Path | None, typer.Option(help="Apply this model, checkpoints/integrate/RUN, instead of training one.")] = None,
     score: Annotated[bool | None, typer.Option("--score/--no-score", help="Score the codes beside the cells as they were.")] = None,
+    phases: Annotated[
+        Path | None, typer.Option(help="A YAML list of data sets to learn one after the other.", rich_help_panel=_MODEL)
+    ] = None,
     n_latent: Annotated[int | None, typer.Option(help="Latent dimensions.", rich_help_panel=_MODEL)] = None,
     n_hidden: Annotated[int | None, typer.Option(help="Units of a hidden layer.", rich_help_panel=_MODEL)] = None,
     n_layers: Annotated[int | None, typer.Option(help="Hidden layers.", rich_help_panel=_MODEL)] = None,
@@ -73,9 +75,12 @@ def integrate(
     from sctool.artifacts.model_folder import open_model
     from sctool.artifacts.result_folder import check_free
 
+    if phases is not None:
+        _in_phases(session, phases, data, model)
+        return
     path = session.data_path(data)
     if model is None:
-        run = session.name or _run(session, path)
+        run = session.name or run_name(session, "integrate", path.stem)
         results = session.out / "results" / "integrate" / run
         if not session.resume:
             check_free(results, force=session.force)
@@ -88,12 +93,6 @@ def integrate(
     _apply(session, folder, path, results)
 
 
-def _run(session: Session, path: Path) -> str:
-    from sctool.cli.train import run_name
-
-    return run_name(session, "integrate", path.stem)
-
-
 def _apply(session: Session, folder: ModelFolder, path: Path, results: Path) -> None:
     """Encode, refine, decode, score and write the cells of a file."""
     from sctool.bench.integrated import integrate_cells
@@ -103,3 +102,31 @@ def _apply(session: Session, folder: ModelFolder, path: Path, results: Path) -> 
     rows = [[key, f"{value:.4g}" if isinstance(value, float) else str(value)] for key, value in made.figures.items()]
     tables = [score_table(results.name, ["figure", "value"], rows, "left")]
     session.result({"results": str(results), "model": str(folder.path), **made.metrics}, tables, [*made.lines, str(results)])
+
+
+def _in_phases(session: Session, file: Path, data: Path | None, model: Path | None) -> None:
+    """Sequential transfer; writes a model for each phase, and how each phase's cells fare after the later ones."""
+    from sctool.artifacts.model_folder import open_model
+    from sctool.bench.phases import run_phases
+    from sctool.data.phases import read_phases
+    from sctool.engine.progress import TerminalReporter
+
+    phases = read_phases(file)
+    run = session.name or f"{file.stem}-seed{session.config.seed}"
+    config = session.config.replaced({"data.path": str(data)}) if data else session.config
+    session.limit_threads()
+    made = run_phases(
+        phases,
+        config,
+        session.out,
+        run,
+        first=open_model(model, "integrate") if model else None,
+        resume=session.resume,
+        force=session.force,
+        say=session.say,
+        reporter=None if session.quiet or session.json else lambda: TerminalReporter(session.console),
+    )
+    shown = [column for column in ("total", "batch", "bio", "accuracy") if column in made.table]
+    rows = [[row["after"], row["cells_of"], *(f"{row[c]:.3f}" for c in shown)] for _, row in made.table.iterrows()]
+    table = score_table("held-out cells of each phase, after each phase", ["after", "cells of", *shown], rows)
+    session.result(made.metrics, [table], [*made.lines, str(made.results)])

@@ -70,10 +70,7 @@ class Session:
         keys = {key: key.split(".") for key in self.demo.settings}
         chosen = any(tree["scgen"][key] is not None for key in ("in_distribution", "random_share"))  # they exclude held_out
         fitting = [key for key, (section, name) in keys.items() if tree[section][name] is None and not (name == "held_out" and chosen)]
-        for key in fitting:
-            section, name = keys[key]
-            tree[section][name] = self.demo.settings[key]
-        self.config = Config.model_validate(tree)
+        self.config = self.config.replaced({key: self.demo.settings[key] for key in fitting})
         said = ", ".join(f"--{keys[key][1].replace('_', '-')} {self.demo.settings[key]}" for key in fitting)
         self.say(f"data: the bundled demo {self.demo.file}" + (f" with {said}" if said else ""))
         return self.demo.path

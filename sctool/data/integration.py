@@ -17,8 +17,10 @@ from sctool.data.vocabulary import Vocabulary
 from sctool.errors import SctoolError
 
 
-def prepare_integration(path: Path, config: Config, demo: Demo | None = None) -> Prepared:
+def prepare_integration(path: Path, config: Config, demo: Demo | None = None, *, few_batches: bool = False) -> Prepared:
     """Cells as :func:`~sctool.data.prepare.prepare_counts` gives them, with a code of each cell's label.
+
+    ``few_batches`` allows a single one, as the phase of a sequence may have.
 
     Only labels of training cells are ever used. ``about["mode"]`` says what became of ``integrate.mode``: ``auto`` is unsupervised
     without ``data.label_key``, supervised where all training cells have a label, else semi.
@@ -34,7 +36,7 @@ def prepare_integration(path: Path, config: Config, demo: Demo | None = None) ->
     if mode in ("supervised", "semi") and data.label_key is None:
         raise SctoolError(f"--mode {mode} needs labels", "give the obs column of cell types with --label-key, or --mode unsupervised")
     prepared = prepare_counts(path, config, demo)
-    if len(prepared.vocabularies["batch"]) < 2:
+    if len(prepared.vocabularies["batch"]) < 2 and not few_batches:
         only = prepared.vocabularies["batch"].categories[0]
         raise SctoolError(f"all training cells are from one batch, {only!r}", "give another --batch-key; there is nothing to integrate")
     if mode == "unsupervised" or data.label_key is None:

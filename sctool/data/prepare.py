@@ -49,6 +49,14 @@ class Prepared:
     kept: tuple[str, ...] = ()
     """Columns of obs that the model folder's table of cells keeps, beside those of labels and batches."""
 
+    measured: NDArray[np.bool_] | None = None
+    """Which of the model's genes the file has, where it may lack some; shape (genes,)."""
+
+    @property
+    def measured_g(self) -> NDArray[np.bool_]:
+        """Which of the model's genes the file has."""
+        return np.ones(len(self.columns), bool) if self.measured is None else self.measured
+
     @property
     def sizes(self) -> dict[str, int]:
         """What a network is built from."""
@@ -95,8 +103,10 @@ def prepare_counts(path: Path, config: Config, demo: Demo | None = None) -> Prep
     obs, var = file.obs, file.genes(source)
     counts = cached_csr(file, source, Path(data.cache_dir) if data.cache_dir else None) if data.backed else file.matrix(source)
     split = np.full(len(obs), "train", dtype="<U10")
+    if data.cells:
+        split[~select(obs, data.cells)] = "unused"
     if data.hold_out:
-        split[select(obs, data.hold_out)] = "test"
+        split[select(obs, data.hold_out) & (split == "train")] = "test"
     if data.skip_empty:
         split[np.diff(counts.indptr) == 0] = "unused"
     about: dict[str, Any] = {"file": str(path), "counts": source, "notes": checked.notes}

@@ -146,6 +146,39 @@ class AdaptiveResampler(WeightedSampler):
         self.state["latent"][self._position[rows]] = z_nl
 
 
+class WithReplay:
+    """The cells of another sampler, and so many replayed ones that they are ``share`` of the epoch.
+
+    Parameters
+    ----------
+    inner
+        Draws the real cells.
+    replayed
+        Rows of the replayed ones, of which each epoch takes some at random.
+    share
+        Below 1.
+    """
+
+    def __init__(self, inner: Sampler, replayed: Rows, share: float) -> None:
+        self.inner, self.replayed, self.share = inner, replayed, share
+        self.state, self.watches = inner.state, inner.watches
+
+    def rows(self, epoch: int, rng: np.random.Generator, embed: Embed) -> Rows:
+        """Real and replayed cells in random order."""
+        real = self.inner.rows(epoch, rng, embed)
+        n = min(len(self.replayed), round(len(real) * self.share / (1 - self.share)))
+        return rng.permutation(np.concatenate([real, rng.permutation(self.replayed)[:n]]))
+
+    def seen(self, rows: Rows, z_nl: NDArray[np.float32]) -> None:
+        """Passes on what was made of the real cells."""
+        real = ~np.isin(rows, self.replayed)
+        self.inner.seen(rows[real], z_nl[real])
+
+    def log(self) -> dict[str, float]:
+        """Of the inner sampler."""
+        return self.inner.log()
+
+
 def balanced_weights(labels: NDArray[Any], cap: float = 3.0) -> NDArray[np.float64]:
     """Equal mass for each label, but no cell above ``cap`` times uniform; unlabelled cells ("") keep weight 1 / n.
 

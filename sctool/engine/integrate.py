@@ -4,60 +4,162 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 
 from sctool.data.latents import LatentStore
-from sctool.data.samplers import UniformSampler
+from sctool.data.prepare import Prepared
+from sctool.data.samplers import Sampler, UniformSampler, WithReplay
 from sctool.engine.device import in_chunks
 from sctool.engine.run import Setting, Stage
+from sctool.models.transfer import grow, keep_old
 
 NOBODY = np.empty(0, np.int64)
+STEPS_OF_AN_EPOCH = 100
+"""Of the diffusion; each takes all cells so many times."""
+REPLAY_CHUNK = 1024
 
 
-def integration_stages(setting: Setting) -> Iterator[Stage]:
-    """Autoencoder with the standard normal prior; tuning with classes put where their cells are; diffusion."""
-    config, module, store = setting.config, setting.module, setting.store
-    train_rows, validation_rows = setting.prepared.rows("train"), setting.prepared.rows("validation")
-    chunk = config.train.inference_chunk
-    yield Stage("autoencoder", module, store, setting.sampler(), config.train, validation_rows)
-    if config.integrate.prior == "mixture" or module.n_labels:
-        if not module.placed:
-            mean_nl, _ = posteriors(module, store, train_rows, chunk)
-            class_n = setting.prepared.codes["label"][train_rows] if module.n_labels else clusters(mean_nl, module.n_classes, config.seed)
-            class_n = np.where(class_n == module.n_classes, -1, class_n)
-            module.prior.place(torch.from_numpy(mean_nl).to(store.device), torch.from_numpy(class_n).to(store.device))
-            module.placed.fill_(True)
-        tuning = config.train.model_copy(update={"epochs": config.integrate.finetune_epochs, "warmup": 0.0})
-        if tuning.epochs:
-            yield Stage("tuning", module, store, setting.sampler(), tuning, validation_rows)
+@dataclass(frozen=True)
+class Start:
+    """An older model to go on from."""
+
+    module: Any
+
+
+def integration_stages(setting: Setting, start: Start | None = None) -> Iterator[Stage]:
+    """Autoencoder with the standard normal prior; tuning with classes put where their cells are; diffusion of the codes.
+
+    With a ``start``, the older model is grown and trained on instead, its classes where they were.
+    """
+    config, module, store, prepared = setting.config, setting.module, setting.store, setting.prepared
+    validation_rows = prepared.rows("validation")
+    if "panel" in prepared.codes:
+        assert start is not None
+        module.measured(panels(prepared, len(start.module.network.rate.bias)))
+    if start is None:
+        yield Stage("autoencoder", module, store, setting.sampler(), config.train, validation_rows)
+        if config.integrate.prior == "mixture" or module.n_labels:
+            _place(setting, np.arange(module.n_classes))
+            if config.integrate.finetune_epochs:
+                tuning = config.train.model_copy(update={"epochs": config.integrate.finetune_epochs, "warmup": 0.0})
+                yield Stage("tuning", module, store, setting.sampler(), tuning, validation_rows)
+    else:
+        yield _transfer(setting, start, validation_rows)
     if config.diffusion.train_steps:
-        mean_nl, sd_nl = posteriors(module, store, train_rows, chunk)
-        module.diffusion.set_scale(torch.from_numpy(mean_nl).to(store.device), torch.from_numpy(sd_nl).to(store.device))
-        type_n, _ = confident_types(module, store, train_rows, chunk)
-        codes = {"type": type_n, "batch": setting.prepared.codes["batch"][train_rows]}
-        latents = LatentStore(mean_nl, sd_nl, codes, setting.prepared.obs.index[train_rows], store.device)
-        settings = config.diffusion
-        rows = np.arange(len(train_rows))
-        train = config.train.model_copy(
-            update={
-                "epochs": math.ceil(settings.train_steps * settings.batch_size / len(rows)),
-                "batch_size": settings.batch_size,
-                "lr": settings.lr,
-                "lr_decay": "cosine",
-                "ema": settings.ema,
-                "adam_eps": 1e-8,
-                "weight_decay": 0.0,
-                "grad_clip": 1.0,
-                "warmup": 0.0,
-                "patience": 0,
-            }
-        )
-        yield Stage("diffusion", module.diffusion, latents, UniformSampler(rows), train, NOBODY)
+        yield _diffusion(setting)
+
+
+def _place(setting: Setting, classes: NDArray[np.int64]) -> None:
+    """Put some classes where the codes of their training cells are; free components by k-means."""
+    module, rows = setting.module, setting.prepared.rows("train")
+    mean_nl, _ = posteriors(module, setting.store, rows, setting.config.train.inference_chunk)
+    given = setting.prepared.codes["label"][rows] if module.n_labels else None
+    class_n = clusters(mean_nl, module.n_classes, setting.config.seed) if given is None else given
+    class_n = np.where(np.isin(class_n, classes), class_n, -1)
+    module.prior.place(torch.from_numpy(mean_nl).to(setting.store.device), torch.from_numpy(class_n).to(setting.store.device))
+    module.placed.fill_(True)
+
+
+def _transfer(setting: Setting, start: Start, validation_rows: NDArray[np.int64]) -> Stage:
+    """Grow the older model, place its new labels, and train on; what may change depends on ``integrate.transfer``."""
+    config, module, prepared = setting.config, setting.module, setting.prepared
+    old = start.module.state_dict()
+    grow(module, old, start.module.n_labels, config.seed)
+    known = start.module.n_labels
+    present = np.unique(prepared.codes["label"][prepared.rows("train")]) if module.n_labels else np.empty(0, np.int64)
+    if module.n_labels:
+        _place(setting, present[(present >= known) & (present < module.n_labels)])
+    elif not bool(module.placed):
+        _place(setting, np.arange(module.n_classes))
+    sampler: Sampler = setting.sampler()
+    train = config.train
+    if config.integrate.transfer == "surgery":
+        keep_old(module, old)
+        train = train.model_copy(update={"weight_decay": 0.0})
+    else:
+        train = train.model_copy(update={"lr": train.lr * config.integrate.lr_scale})
+        module.anchor = (config.integrate.anchor_weight, first_stage(module))
+    replayed = prepared.rows("replayed")
+    if len(replayed):
+        sampler = WithReplay(sampler, replayed, config.integrate.replay_share)
+    return Stage("transfer", module, setting.store, sampler, train.model_copy(update={"warmup": 0.0}), validation_rows)
+
+
+def _diffusion(setting: Setting) -> Stage:
+    """The denoiser on fresh draws of the codes, under their predicted types where these are sure."""
+    config, module, store, prepared = setting.config, setting.module, setting.store, setting.prepared
+    chunk, settings = config.train.inference_chunk, config.diffusion
+    cells = np.concatenate([prepared.rows("train"), prepared.rows("replayed")])
+    mean_nl, sd_nl = posteriors(module, store, cells, chunk)
+    module.diffusion.set_scale(torch.from_numpy(mean_nl).to(store.device), torch.from_numpy(sd_nl).to(store.device))
+    p_nc = probabilities(module, store, cells, chunk)[:, : module.n_classes]
+    type_n = np.where(p_nc.max(1) >= config.integrate.refine_min_confidence, p_nc.argmax(1), module.n_classes)
+    latents = LatentStore(
+        mean_nl, sd_nl, {"type": type_n, "batch": prepared.codes["batch"][cells]}, prepared.obs.index[cells], store.device
+    )
+    passes = max(1, round(STEPS_OF_AN_EPOCH * settings.batch_size / len(cells)))
+    rows = np.tile(np.arange(len(cells)), passes)
+    train = config.train.model_copy(
+        update={
+            "epochs": math.ceil(settings.train_steps * settings.batch_size / len(rows)),
+            "batch_size": settings.batch_size,
+            "lr": settings.lr,
+            "lr_decay": "cosine",
+            "ema": settings.ema,
+            "adam_eps": 1e-8,
+            "weight_decay": 0.0,
+            "grad_clip": 1.0,
+            "warmup": 0.0,
+            "patience": 0,
+        }
+    )
+    return Stage("diffusion", module.diffusion, latents, UniformSampler(rows), train, NOBODY)
+
+
+def panels(prepared: Prepared, old_genes: int) -> torch.Tensor:
+    """Genes that are measured in the real cells of a phase, and in the replayed ones, shape (2, genes)."""
+    replayed_g = np.arange(len(prepared.columns)) < old_genes
+    return torch.from_numpy(np.stack([prepared.measured_g, replayed_g]))
+
+
+def first_stage(module: Any) -> dict[str, torch.Tensor]:
+    """Copies of the parameters of all but the diffusion."""
+    return {name: p.detach().clone() for name, p in module.named_parameters() if not name.startswith("diffusion.")}
+
+
+@torch.inference_mode()
+def replay(module: Any, n: int, seed: int) -> tuple[sp.csr_matrix, dict[str, NDArray[np.int64]]]:
+    """Cells as a trained model remembers them (generative replay; Shin et al. 2017), types and batches as often as it has seen them.
+
+    Returns
+    -------
+    counts, codes
+        CSR of shape (n, genes), and the codes ``batch`` and ``label``.
+    """
+    generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
+    counts_cb = module.cells_cb.cpu().numpy()
+    pair_n = rng.choice(counts_cb.size, n, p=counts_cb.ravel() / counts_cb.sum())
+    type_n, batch_n = np.divmod(pair_n, counts_cb.shape[1])
+    depth_b2 = module.depth_b2.cpu().numpy()
+    depth_n = np.exp(rng.normal(depth_b2[batch_n, 0], depth_b2[batch_n, 1]))
+    blocks = []
+    for start in range(0, n, REPLAY_CHUNK):
+        rows = slice(start, start + REPLAY_CHUNK)
+        kind, batch = (torch.as_tensor(x[rows], device=module.depth_b2.device) for x in (type_n, batch_n))
+        z_nl = module.diffusion.generate(kind, batch, generator)
+        share_ng = module.proportions(z_nl, {"batch": batch}).cpu().numpy().astype(np.float64)
+        theta = module.network.log_dispersion(batch).exp().cpu().numpy().astype(np.float64)
+        mean_ng = share_ng * depth_n[rows, None]
+        blocks.append(sp.csr_matrix(rng.poisson(rng.gamma(np.broadcast_to(theta, mean_ng.shape), mean_ng / theta)).astype(np.float32)))
+    label_n = type_n if module.n_labels else np.zeros(n, np.int64)
+    return sp.vstack(blocks, format="csr"), {"batch": batch_n, "label": label_n}
 
 
 @torch.inference_mode()
@@ -76,13 +178,6 @@ def probabilities(module: Any, store: Any, rows: NDArray[np.int64], chunk: int) 
     """Class probabilities of some cells, from their counts alone."""
     module.eval()
     return np.concatenate([p_nc.cpu().numpy() for _, p_nc in in_chunks(lambda part: module.classify(store.batch(part)), rows, chunk)])
-
-
-def confident_types(module: Any, store: Any, rows: NDArray[np.int64], chunk: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Most likely class of each cell, the null token where it is less likely than ``refine_min_confidence``; and its probability."""
-    p_nc = probabilities(module, store, rows, chunk)[:, : module.n_classes]
-    type_n, best_n = p_nc.argmax(1), p_nc.max(1)
-    return np.where(best_n >= module.config.refine_min_confidence, type_n, module.n_classes), best_n
 
 
 def clusters(z_nl: NDArray[np.float32], n: int, seed: int) -> NDArray[np.int64]:

@@ -110,6 +110,10 @@ def open_query(folder: ModelFolder, build: Callable[[Config, dict[str, int]], An
         counts, obs, match, codes = query_counts(path, config.model_copy(update={"data": data}), folder.manifest["genes"], vocabularies)
         known = float((codes["batch"] < len(vocabularies["batch"])).mean())
     device = choose_device(config.device)
+    module = load_module(folder, build).to(device)
+    if match.coverage < 1 and hasattr(module, "measured"):
+        module.measured(torch.from_numpy(match.columns >= 0).unsqueeze(0))
+        codes = {**codes, "panel": np.zeros(len(obs), np.int64)}
     store = CellStore(counts, codes, obs.index, match.columns, device)
     genes = folder.manifest["genes"]["name"]
-    return Query(load_module(folder, build).to(device), store, obs, match, known, genes, config.train.inference_chunk)
+    return Query(module, store, obs, match, known, genes, config.train.inference_chunk)

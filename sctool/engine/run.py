@@ -164,6 +164,7 @@ def _save(
             cells[f"obs_{key}" if key in ("cell", "split", "weight") else key] = prepared.obs[key].astype(object).to_numpy()
     if sampler is not None and "weights" in sampler.state:
         cells.loc[train_rows, "weight"] = sampler.state["weights"] * len(train_rows)
+    cells = cells[cells["split"] != "replayed"]
     history = pd.concat([pd.DataFrame(fit.history).assign(**({"stage": stage} if len(fits) > 1 else {})) for stage, fit in fits.items()])
     return save_model(
         place.folder,

@@ -1,5 +1,4 @@
-"""Diffusion of latent codes: the DDPM of Ho et al. 2020, which predicts v (Salimans & Ho 2022), in the latent space of a frozen
-encoder (Rombach et al. 2022).
+"""Latent diffusion: the DDPM of Ho et al. 2020, predicting v (Salimans & Ho 2022), on the codes of a frozen encoder (Rombach et al. 2022).
 
     q(z_t | z_0) = N(sqrt(abar_t) z_0, (1 - abar_t) I),   abar_t = prod_{s <= t} (1 - beta_s),   t = 1 .. T
     v_t = sqrt(abar_t) eps - sqrt(1 - abar_t) z_0
@@ -224,7 +223,7 @@ class LatentDiffusion(nn.Module):
         return Terms(loss, {"eps": eps_error.detach()}, batch.mean_nl)
 
     def predict(self, type_n: Tensor, batch_n: Tensor) -> Predict:
-        """v under the types and batches of some cells."""
+        """V under the types and batches of some cells."""
         return lambda z_nl, i: self.denoiser(z_nl, torch.full((len(z_nl),), i, device=z_nl.device), type_n, batch_n)
 
     @torch.inference_mode()

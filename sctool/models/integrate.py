@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -51,13 +51,23 @@ class Integrator(nn.Module):
         self.prior = ClassPrior(self.n_classes, config.n_latent, config.novel_weight)
         self.classifier = nn.Linear(config.n_latent, self.n_classes)
         self.diffusion = LatentDiffusion(diffusion, config.n_latent, self.n_classes, n_batches)
+        self.anchor: tuple[float, Mapping[str, Tensor]] | None = None
         self.register_buffer("placed", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("depth_b2", torch.zeros((n_batches, 2)))
         self.register_buffer("cells_cb", torch.zeros((self.n_classes, n_batches), dtype=torch.long))
 
+    anchor: tuple[float, Mapping[str, Tensor]] | None
+    """Weight and place of an L2 penalty that draws parameters to where they were (L2-SP: Li et al. 2018)."""
     placed: Tensor
     """Whether the classes are where their cells are; until then the prior is the standard normal."""
+    depth_b2: Tensor
+    """Mean and standard deviation of the log total counts of a cell, by batch."""
     cells_cb: Tensor
     """Training cells of each predicted class and batch: what the diffusion has seen."""
+
+    def measured(self, panels_pg: Tensor) -> None:
+        """Say which genes were measured, by the code ``panel`` of a cell; shape (panels, genes)."""
+        self.network.panels_pg = panels_pg.to(self.depth_b2.device)
 
     def posterior(self, batch: Minibatch) -> tuple[Tensor, Tensor]:
         """Mean and variance of ``q(z | x, b)``, shapes (cells, latent)."""
@@ -88,6 +98,11 @@ class Integrator(nn.Module):
         if self.training and config.cycle_weight and self.n_batches > 1:
             parts["cycle"] = self._cycle(z_nl, mean_nl, batch_n)
             loss = loss + config.cycle_weight * parts["cycle"]
+        if self.training and self.anchor is not None:
+            weight, here = self.anchor
+            own = dict(self.named_parameters())
+            parts["anchor"] = torch.stack([(own[name] - there).square().sum() for name, there in here.items()]).sum()
+            loss = loss + weight * parts["anchor"]
         return Terms(loss, {name: value.detach() for name, value in parts.items()}, mean_nl.detach())
 
     def _kl(self, mean_nl: Tensor, variance_nl: Tensor, label_n: Tensor | None) -> Tensor:
@@ -114,19 +129,27 @@ class Integrator(nn.Module):
 
     @torch.inference_mode()
     def classify(self, batch: Minibatch) -> Tensor:
-        """Probability of each label, or of each free component and of none of them; rows sum to 1."""
-        mean_nl, variance_nl = self.posterior(batch)
-        if self.n_labels:
-            return self.classifier(mean_nl).softmax(1)
-        return self.prior.probabilities(mean_nl, variance_nl)
+        """Probability of each class and of none of them, shape (cells, classes + 1), from the class normals; rows sum to 1.
+
+        Of hidden labels they get more right than the linear classifier, whose part is to pull the classes apart.
+        """
+        return self.prior.probabilities(*self.posterior(batch))
 
     @torch.inference_mode()
     def remember(self, batches: Iterable[Minibatch]) -> None:
-        """Count the training cells of each predicted class and batch."""
+        """Count the training cells of each predicted class and batch, and keep how deep each batch is measured."""
         self.cells_cb.zero_()
+        depths: list[Tensor] = []
+        owners: list[Tensor] = []
         for batch in batches:
             class_n = self.classify(batch)[:, : self.n_classes].argmax(1)
             self.cells_cb.index_put_((class_n, batch.codes["batch"]), torch.ones_like(class_n), accumulate=True)
+            depths.append(batch.depth_n1.squeeze(1).clamp_min(1).log())
+            owners.append(batch.codes["batch"])
+        depth_n, batch_n = torch.cat(depths), torch.cat(owners)
+        for b in batch_n.unique().tolist():
+            own = depth_n[batch_n == b]
+            self.depth_b2[b] = torch.stack([own.mean(), own.std(unbiased=False)])
 
     def proportions(self, z_nl: Tensor, codes: dict[str, Tensor]) -> Tensor:
         """Expected share of each gene in a cell's counts, shape (cells, genes), rows sum to 1."""

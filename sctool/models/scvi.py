@@ -44,15 +44,23 @@ class SCVI(nn.Module):
         self.decoder = MLP(config.n_latent, config.n_hidden, config.n_layers, 0.0, categories, norm=norm)
         self.rate = nn.Linear(config.n_hidden, n_genes)
         self.zero = nn.Linear(config.n_hidden, n_genes) if config.likelihood == "zinb" else None
+        self.panels_pg: Tensor | None = None
         by_batch = config.dispersion == "gene-batch" and n_batches > 1
         self.log_theta = nn.Parameter(torch.randn(n_batches, n_genes) if by_batch else torch.randn(n_genes))
 
+    panels_pg: Tensor | None
+    """Which genes were measured, by the code ``panel`` of a cell; None: all in every cell. Genes that were not have no likelihood."""
+
     def inputs(self, batch: Minibatch) -> Tensor:
-        """What the encoder sees of the counts, shape (cells, genes)."""
+        """What the encoder sees of the counts, shape (cells, genes); scaled up for genes that were not measured."""
         if self.config.input == "counts":
             return batch.dense(batch.value_e.log1p())
         per_count_n = 1e4 / batch.depth_n1.squeeze(1).clamp_min(1)
-        return batch.dense((batch.value_e * per_count_n.index_select(0, batch.row_e)).log1p())
+        x_ng = batch.dense((batch.value_e * per_count_n.index_select(0, batch.row_e)).log1p())
+        if self.panels_pg is None:
+            return x_ng
+        scale_p1 = self.panels_pg.shape[1] / self.panels_pg.sum(1, keepdim=True)
+        return x_ng * scale_p1[batch.codes["panel"]]
 
     def posterior(self, batch: Minibatch) -> tuple[Tensor, Tensor]:
         """Mean and variance of ``q(z | x)``, shapes (cells, latent)."""
@@ -62,9 +70,12 @@ class SCVI(nn.Module):
         """``log p(x | z)`` summed over genes, shape (cells,)."""
         h_nh = self.decoder(z_nl, batch.codes["batch"])
         log_theta = self.log_dispersion(batch.codes["batch"])
+        logits_ng = self.rate(h_nh)
+        if self.panels_pg is not None:
+            logits_ng = logits_ng.masked_fill(~self.panels_pg[batch.codes["panel"]], -1e4)
         if self.zero is None:
-            return nb_log_likelihood(self.rate(h_nh), log_theta, batch)
-        return zinb_log_likelihood(self.rate(h_nh), log_theta, self.zero(h_nh), batch)
+            return nb_log_likelihood(logits_ng, log_theta, batch)
+        return zinb_log_likelihood(logits_ng, log_theta, self.zero(h_nh), batch)
 
     def log_dispersion(self, batch_n: Tensor) -> Tensor:
         """Log inverse dispersion, shape (genes,), or (cells, genes) where it differs between batches; an unknown batch gets the mean."""

@@ -25,7 +25,9 @@ GROUPS = {
     "Outside the means": ("Greys", {"pcr_comparison": "PCR", "batch_asw": "batch\nASW"}),
 }
 MEANS = {"batch": ("batch", "#6baed6"), "bio": ("bio", "#74c476"), "total": ("total", "#fdae6b")}
-_LISTED = 40
+_LISTED, _ROWS = 36, 18
+_AT_RISK = ("lost", "merged")
+_RING: dict[str, Any] = {"mfc": "none", "mec": "#d62728", "ms": 8.5, "mew": 1.2}
 
 
 def integration_figures(
@@ -61,12 +63,13 @@ def maps(path: Path, formats: list[str], cells: pd.DataFrame, scores: pd.DataFra
     columns = {column: metrics[f"{column}_key"] for column in ("batch", "label") if column in cells}
     totals = scores.drop_duplicates("name").set_index("name")
     rng = np.random.default_rng(0)
-    with figure(path, formats, 5.0 * len(columns), 3.1 * len(names) + 0.3, columns=len(columns), rows=len(names)) as (_, axes):
+    legends = sum((0.3 + 0.075 * cells[c].str.len().max()) * (1 + (cells[c].nunique() > _ROWS)) for c in columns)
+    with figure(path, formats, 3.5 * len(columns) + legends, 3.1 * len(names) + 0.3, columns=len(columns), rows=len(names)) as (_, axes):
         for axis, (column, key) in zip(axes[0], columns.items(), strict=True):
             axis.set_title(key)
             colours = {value: PALETTE[at % len(PALETTE)] for at, value in enumerate(cells[column].value_counts().index)}
             dots = [Line2D([], [], marker="o", ls="", ms=5, mew=0, color=c, label=v) for v, c in list(colours.items())[:_LISTED]]
-            axis.legend(handles=dots, loc="upper left", bbox_to_anchor=(1.0, 1.0), handletextpad=0.1, ncols=1 + (len(dots) > 18))
+            axis.legend(handles=dots, loc="upper left", bbox_to_anchor=(1.0, 1.0), handletextpad=0.1, ncols=1 + (len(dots) > _ROWS))
             for row, name in zip(axes, names, strict=True):
                 # In random order: drawn batch by batch, the last would cover the others.
                 part = cells[cells["name"] == name].sample(frac=1, random_state=rng)
@@ -93,14 +96,14 @@ def score_table(path: Path, formats: list[str], scores: pd.DataFrame) -> list[Pa
         for column, (title, colour) in means.items():
             axis.barh(scores.index, 1.3 * scores[column].clip(lower=0), 0.72, left=x, color=colour)
             axis.plot([x, x], [-0.5, len(scores) - 0.5], color="#999999", lw=0.6)
-            for at, value in scores[column].items():
+            for at, value in enumerate(scores[column]):
                 axis.text(x + 0.06, at, f"{value:.3f}", va="center", fontsize=8, fontweight="bold")
             axis.text(x, -0.75, title, ha="left", va="bottom", fontweight="bold")
             x += 1.6
         for group, (cmap, names) in groups.items():
             axis.text(x, -1.6, group, ha="left", va="bottom", fontsize=8, color="#555555")
             for column, title in names.items():
-                for at, value in scores[column].items():
+                for at, value in enumerate(scores[column]):
                     colour = plt.get_cmap(cmap)(0.05 + (0.45 if cmap == "Greys" else 0.8) * float(np.clip(value, 0, 1)))
                     axis.add_patch(plt.Rectangle((x, at - 0.46), 0.96, 0.92, color=colour, lw=0))
                     dark = np.dot(colour[:3], (0.3, 0.59, 0.11)) < 0.5
@@ -134,16 +137,18 @@ def type_dots(path: Path, formats: list[str], per_type: pd.DataFrame) -> list[Pa
                     continue
                 shift = (index - (len(names) - 1) / 2) * min(0.16, 0.6 / len(names))
                 axis.plot(wide[name], at + shift, "o", color=PALETTE[index % len(PALETTE)], ms=5, mec="white", mew=0.4, label=name)
-                own = per_type[(per_type["name"] == name) & per_type["finding"].isin(["lost", "merged"])].set_index("label")
+                own = per_type[(per_type["name"] == name) & per_type["finding"].isin(_AT_RISK)].set_index("label")
                 hit = labels["label"].isin(own.index).to_numpy()
                 if column == "knn_purity" and hit.any():
-                    axis.plot(wide[name][hit], (at + shift)[hit], "o", mfc="none", mec="#d62728", ms=8.5, mew=1.2)
+                    axis.plot(wide[name][hit], (at + shift)[hit], "o", **_RING)
             ticks = [f"{label} ({cells:,})" for label, cells in labels.itertuples(index=False)]
             axis.set_yticks(at, ticks if axis is axes[0, 0] else [""] * len(ticks))
             axis.set(title=title, xlim=(-0.03, 1.03), ylim=(-0.6, len(labels) - 0.4))
             axis.grid(axis="x", color="#e5e5e5", lw=0.6)
             axis.set_axisbelow(True)
         handles, texts = axes[0, 0].get_legend_handles_labels()
-        handles.append(Line2D([], [], marker="o", ls="", mfc="none", mec="#d62728", ms=8.5, mew=1.2))
-        fig.legend(handles, [*texts, "lost or merged"], loc="outside right upper")
+        if per_type["finding"].isin(_AT_RISK).any():
+            handles.append(Line2D([], [], marker="o", ls="", **_RING))
+            texts.append("lost or merged")
+        fig.legend(handles, texts, loc="outside right upper")
     return saved(path, formats)
