@@ -31,7 +31,7 @@ MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
         "train.epochs": 80,
         "train.patience": 20,
     },
-    "integrate": {"data.validation": 0.0, "train.warmup": 1.0},
+    "integrate": {"data.validation": 0.0, "train.warmup": 1.0, "train.min_steps": 3000},
 }
 """Where a model's defaults differ from those below, which are scVI's."""
 
@@ -62,6 +62,7 @@ class TrainConfig(Section):
     """The training loop, shared by all torch models."""
 
     epochs: int | None = Field(None, ge=1)
+    min_steps: int = Field(0, ge=0)
     batch_size: int = Field(128, ge=2)
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(1e-6, ge=0)
@@ -150,10 +151,10 @@ class IntegrateConfig(Section):
     score: bool = True
     refine: bool = False
     refine_method: Literal["bridge", "sdedit_mean", "none"] = "bridge"
-    refine_steps: int | None = Field(None, ge=1)
+    refine_steps: int = Field(200, ge=1)
     refine_grid: int = Field(50, ge=2)
     refine_min_confidence: float = Field(0.8, ge=0, le=1)
-    refine_min_cells: int = Field(20, ge=1)
+    refine_min_cells: int = Field(10, ge=1)
     refine_blend: float = Field(1.0, ge=0, le=1)
     refine_target: str = "auto"
     target_batch: str = "average"

@@ -23,6 +23,12 @@ from sctool.errors import SctoolError
 
 FORMAT = 1
 _PACKAGES = ("sctool", "torch", "numpy", "scipy", "anndata", "scanpy", "scikit-learn", "pandas", "safetensors")
+_OF_NO_EFFECT = (
+    *("path", "cache_dir", "backed", "inference_chunk", "checkpoint_seconds"),
+    *(f"integrate.{key}" for key in ("score", "refine", "refine_method", "refine_steps", "refine_grid")),
+    *(f"integrate.{key}" for key in ("refine_min_cells", "refine_blend", "refine_target", "target_batch")),
+)
+"""Settings that a trained model does not depend on."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,17 @@ class ModelFolder:
         """Refuse a file that is not any more what the model was trained on."""
         if not self.trained_on(cells):
             raise SctoolError(f"{path} has other cells than when {self.path} was trained on it", "give the file of then, or train again")
+
+    def require_settings(self, sections: dict[str, dict[str, Any]]) -> None:
+        """Refuse to take a finished run for one with other settings, however alike their names."""
+        for section, values in strict(sections).items():
+            for key, value in values.items():
+                old = self.manifest["config"].get(section, {}).get(key, value)
+                if old != value and value is not None and key not in _OF_NO_EFFECT and f"{section}.{key}" not in _OF_NO_EFFECT:
+                    raise SctoolError(
+                        f"{self.path} was trained with other settings: {section}.{key} was {old!r} and is {value!r}",
+                        "give another --name, or --force to train it again",
+                    )
 
     @property
     def name(self) -> str:

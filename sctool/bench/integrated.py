@@ -104,7 +104,8 @@ def integrate_cells(folder: ModelFolder, path: Path, config: Config, say: Say = 
     for line in lines:
         say(line)
     encoded = encode(query)
-    names = vocabularies.get("label") or [f"cluster_{k}" for k in range(query.module.n_classes)]
+    labels = vocabularies.get("label")
+    names = labels or [f"cluster_{k}" for k in range(query.module.n_classes)]
     z_nl, moved_n, gate = encoded.mean_nl, np.zeros(len(encoded.mean_nl), bool), None
     if wanted.refine and wanted.refine_method != "none":
         if isinstance(target, int) and wanted.refine_target == "auto":
@@ -124,6 +125,8 @@ def integrate_cells(folder: ModelFolder, path: Path, config: Config, say: Say = 
     evaluation = _scored(folder, query, encoded, z_nl, gate, path, config, trained, say) if config.integrate.score else None
     if evaluation:
         lines += [*evaluation.verdict(), *evaluation.notes]
+        if labels and "total" in evaluation.columns:
+            lines.append("trained with labels, which flatters the scores of biology: compare it with methods that saw them too")
     return Integrated(folder, query, encoded, names, z_nl, moved_n, gate, target, evaluation, figures, lines)
 
 
@@ -165,7 +168,12 @@ def _scored(
     pca_np = unintegrated_pca(log_ng)
     batches = obs[batch_key].astype(str).to_numpy()
     keys = (str(batch_key), str(label_key))
-    return score_embeddings(contestants, pca_np, batches, labels, obs.index.to_numpy(), keys=keys, say=say)
+    cells = obs.index.to_numpy()
+    try:
+        return score_embeddings(contestants, pca_np, batches, labels, cells, keys=keys, say=say)
+    except SctoolError as error:  # labels that cannot be scored are no reason to lose the result
+        say(f"note: {error.message}; only mixing is scored")
+        return score_embeddings(contestants, pca_np, batches, None, cells, keys=keys, say=say)
 
 
 def _log(path: Path, folder: ModelFolder, lines: list[str]) -> None:

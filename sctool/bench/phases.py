@@ -32,6 +32,8 @@ from sctool.models.registry import BUILDERS
 
 Say = Callable[[str], None]
 REPLAYED_AT_LEAST = 2000
+ARCHITECTURE = ("n_latent", "n_hidden", "n_layers", "likelihood", "dispersion", "n_components")
+"""What stays as the first phase had it."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,11 @@ def run_phases(
         if phase.resume_from:
             before = open_model(Path(phase.resume_from), "integrate")
         place = RunPlace(out / "checkpoints" / "integrate" / f"{run}-{phase.name}", resume=resume, force=force)
-        before = open_model(place.folder) if place.finished else _train(own, before, place, say, reporter() if reporter else None)
+        if place.finished:
+            before = open_model(place.folder)
+            before.require_settings(own.model_dump(include={"data", "train", "ar", "diffusion"}))
+        else:
+            before = _train(own, before, place, say, reporter() if reporter else None)
         models.append(before.path)
         for earlier, theirs in zip(phases[: number + 1], settings[: number + 1], strict=True):
             rows.append({"after": phase.name, "cells_of": earlier.name, **_scores(before, theirs)})
@@ -123,6 +129,8 @@ def _train(config: Config, before: ModelFolder | None, place: RunPlace, say: Say
     stages = integration_stages
     if before is not None:
         module = load_module(before, build)
+        shape = Config.model_validate(before.manifest["config"]).integrate
+        config = config.replaced({f"integrate.{key}": getattr(shape, key) for key in ARCHITECTURE})
         prepared = in_words_of(prepared, path, before.manifest["genes"], before.manifest["vocabularies"])
         n = 0
         if config.integrate.transfer == "replay":

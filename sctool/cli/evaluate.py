@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sctool.cli import options as o
-from sctool.cli.session import Session, score_table
+from sctool.cli.session import Session, evaluation_table
 from sctool.errors import SctoolError
 
 if TYPE_CHECKING:
     from sctool.bench.evaluation import Evaluation
 
+INTEGRATION_SHOWN = ("total", "batch", "bio", "ilisi", "kbet", "nmi")
 app = typer.Typer(no_args_is_help=True, help="Score models and predictions beside simple baselines.")
 
 Models = Annotated[list[Path] | None, typer.Option("--model", help="A model folder; give several to compare them.")]
@@ -127,7 +128,7 @@ def integration(
     from sctool.bench.integration import evaluate_integration
 
     made = evaluate_integration(path, model or [], embedding or [], session.config, session.say, peers)
-    _finish(session, results, made, shown=("total", "batch", "bio", "ilisi", "kbet", "nmi"))
+    _finish(session, results, made, shown=INTEGRATION_SHOWN)
 
 
 @app.command("scgen")
@@ -185,7 +186,4 @@ def _place(session: Session, task: str, models: list[Path], embeddings: list[str
 def _finish(session: Session, results: Path, made: Evaluation, *, beside: bool = False, shown: tuple[str, ...] = ()) -> None:
     """Write the result, into a folder of its own or beside what is there, and print it."""
     made.write(results, force=session.force, beside=beside)
-    shown = shown or (made.columns[:4] if made.decide else made.columns[:2])
-    rows = [[row["name"], row["arm"], *(f"{row[c]:.3f}" for c in shown)] for _, row in made.summary.iterrows()]
-    table = score_table(made.task, ["name", "arm", *(c.replace("_", " ") for c in shown)], rows)
-    session.result({"results": str(results), **made.metrics}, [table], [*made.verdict(), *made.notes, str(results)])
+    session.result({"results": str(results), **made.metrics}, [evaluation_table(made, shown)], [*made.verdict(), *made.notes, str(results)])

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sctool.cli import options as o
-from sctool.cli.session import Session, score_table
+from sctool.cli.evaluate import INTEGRATION_SHOWN
+from sctool.cli.session import Session, evaluation_table, score_table
 from sctool.cli.train import run_name, train_model
 
 if TYPE_CHECKING:
@@ -101,6 +102,8 @@ def _apply(session: Session, folder: ModelFolder, path: Path, results: Path) -> 
     made.write(results, force=session.force or session.resume)
     rows = [[key, f"{value:.4g}" if isinstance(value, float) else str(value)] for key, value in made.figures.items()]
     tables = [score_table(results.name, ["figure", "value"], rows, "left")]
+    if made.evaluation:
+        tables.append(evaluation_table(made.evaluation, INTEGRATION_SHOWN if "total" in made.evaluation.columns else ()))
     session.result({"results": str(results), "model": str(folder.path), **made.metrics}, tables, [*made.lines, str(results)])
 
 

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -15,6 +15,9 @@ from sctool.cli.options import KEYS
 from sctool.config import Config, load_config
 from sctool.data.demo import DEMOS, Demo
 from sctool.errors import SctoolError
+
+if TYPE_CHECKING:
+    from sctool.bench.evaluation import Evaluation
 
 
 class Session:
@@ -101,6 +104,13 @@ class Session:
             import torch
 
             torch.set_num_threads(self.config.threads)
+
+
+def evaluation_table(made: Evaluation, shown: tuple[str, ...] = ()) -> Table:
+    """The mean scores of an evaluation; ``shown`` names the columns."""
+    shown = shown or (made.columns[:4] if made.decide else made.columns[:2])
+    rows = [[row["name"], row["arm"], *(f"{row[c]:.3f}" for c in shown)] for _, row in made.summary.iterrows()]
+    return score_table(made.task, ["name", "arm", *(c.replace("_", " ") for c in shown)], rows)
 
 
 def score_table(title: str, columns: list[str], rows: Iterable[list[str]], values: Literal["left", "right"] = "right") -> Table:

@@ -10,11 +10,9 @@ import typer
 
 from sctool.cli import options as o
 from sctool.cli.session import Session, score_table
-from sctool.errors import SctoolError
 
 if TYPE_CHECKING:
     from sctool.artifacts.model_folder import ModelFolder
-    from sctool.config import Config
     from sctool.data.prepare import Prepared
 
 app = typer.Typer(no_args_is_help=True, help="Train a model; every torch model takes --ar.")
@@ -140,7 +138,7 @@ def train_model(session: Session, model: str, path: Path) -> ModelFolder:
     if place.finished:
         session.say(f"{folder} is finished already")
         made = open_model(folder)
-        _same_settings(made, config)
+        made.require_settings(config.model_dump(include={"data", "train", "ar", "diffusion", model}))
         return made
     session.say(f"device: {describe_device(choose_device(config.device))}")
     prepared = _prepare(session, model, path)
@@ -151,20 +149,6 @@ def train_model(session: Session, model: str, path: Path) -> ModelFolder:
         from sctool.engine.integrate import integration_stages as stages
     reporter = None if session.quiet or session.json else TerminalReporter(session.console)
     return run_training(model, BUILDERS[model], prepared, config, place, stages=stages, reporter=reporter)
-
-
-def _same_settings(made: ModelFolder, config: Config) -> None:
-    """Refuse to take a finished run for one with other settings, however alike their names."""
-    from sctool.artifacts.atomic import strict
-
-    for section, values in strict(config.model_dump(include={"data", "train", "ar", made.manifest["model"], "diffusion"})).items():
-        for key, value in values.items():
-            old = made.manifest["config"][section].get(key, value)
-            if old != value and value is not None and key not in ("path", "cache_dir", "backed", "inference_chunk", "checkpoint_seconds"):
-                raise SctoolError(
-                    f"{made.path} was trained with other settings: {section}.{key} was {old!r} and is {value!r}",
-                    "give another --name, or --force to train it again",
-                )
 
 
 def _prepare(session: Session, model: str, path: Path) -> Prepared:

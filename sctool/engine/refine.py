@@ -72,7 +72,7 @@ def refine(query: Query, encoded: Encoded, config: IntegrateConfig, batches: lis
     known_n = batch_n < module.n_batches
     seen_n = known_n & (counts_cb[type_n, np.where(known_n, batch_n, 0)] >= config.refine_min_cells)
     moved_n = seen_n & (encoded.confidence_n >= config.refine_min_confidence)
-    last = min(config.refine_steps or len(module.diffusion.process), len(module.diffusion.process)) - 1
+    last = min(config.refine_steps, len(module.diffusion.process)) - 1
     if config.refine_method == "bridge":
         moved_n &= target_c[type_n] != batch_n
     rows, z_nl = np.flatnonzero(moved_n), encoded.mean_nl.copy()
