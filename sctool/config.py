@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sctool.errors import SctoolError
+from sctool.published_config import TABLE, is_published, read_published
 
 
 class Section(BaseModel):
@@ -216,7 +217,11 @@ class Config(Section):
 
 
 def load_config(
-    file: Path | None = None, flags: dict[str, Any] | None = None, sets: list[str] | None = None, model: str | None = None
+    file: Path | None = None,
+    flags: dict[str, Any] | None = None,
+    sets: list[str] | None = None,
+    model: str | None = None,
+    notes: list[str] | None = None,
 ) -> Config:
     """Merge defaults, a YAML file and the command line.
 
@@ -230,6 +235,8 @@ def load_config(
         ``section.key=value`` strings of ``--set``; the value is read as YAML.
     model
         Whose own defaults stand in for the general ones.
+    notes
+        Filled with what the user should be told of the file.
 
     Raises
     ------
@@ -237,6 +244,7 @@ def load_config(
         Listing every unknown key (with the nearest valid one) and every bad value at once.
     """
     tree = _read_yaml(file)
+    _translate(tree, model, [] if notes is None else notes)
     for item in sets or []:
         key, equals, text = item.partition("=")
         if not equals or not key:
@@ -249,9 +257,7 @@ def load_config(
         if value is not None:
             _put(tree, key, value)
     for key, value in MODEL_DEFAULTS.get(model or "", {}).items():
-        section, _, name = key.partition(".")
-        if isinstance(tree.setdefault(section, {}), dict):
-            tree[section].setdefault(name, value)
+        _put_default(tree, key, value)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -277,6 +283,31 @@ def _read_yaml(file: Path | None) -> dict[str, Any]:
     return tree
 
 
+def _translate(tree: dict[str, Any], model: str | None, notes: list[str]) -> None:
+    """Published sections below ``integrate:`` become keys of ours, where these are not given; of what others share, for it alone."""
+    own = tree.get("integrate")
+    theirs = {name: own.pop(name) for name in list(own) if is_published(name, own[name])} if isinstance(own, dict) else {}
+    values, said = read_published(theirs)
+    used = {
+        key: value
+        for key, value in values.items()
+        if (model == "integrate" or key.startswith(("integrate.", "diffusion."))) and _put_default(tree, key, value)
+    }
+    if model == "integrate" and theirs:
+        read = ", ".join(f"{key} {value}" for key, value in used.items()) or "nothing"
+        notes += [f"published keys below integrate are read as {read}", *said]
+
+
+def _put_default(tree: dict[str, Any], dotted: str, value: Any) -> bool:
+    """Put a value where there is none; whether it was put."""
+    section, _, name = dotted.rpartition(".")
+    place = tree.setdefault(section, {}) if section else tree
+    if not isinstance(place, dict) or name in place:
+        return False
+    place[name] = value
+    return True
+
+
 def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
     *parents, last = dotted.split(".")
     for parent in parents:
@@ -291,6 +322,8 @@ def _explain(problem: Any) -> str:
     key = ".".join(location)
     if problem["type"] != "extra_forbidden":
         return f"{key}: {problem['msg'].lower()} (found {problem['input']!r})"
+    if key in TABLE and isinstance(problem["input"], dict):
+        return f"unknown key {key}; a section of the published configuration goes below integrate:"
     section: Any = Config
     for part in location[:-1]:
         section = section.model_fields[part].annotation

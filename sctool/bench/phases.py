@@ -19,7 +19,7 @@ from sctool.config import Config
 from sctool.data.demo import BATCHES
 from sctool.data.integration import labels_of, prepare_integration
 from sctool.data.phases import Phase, in_words_of, with_replayed
-from sctool.engine.integrate import Start, integration_stages, replay
+from sctool.engine.integrate import integration_stages, replay
 from sctool.engine.query import load_module, open_query
 from sctool.engine.refine import encode
 from sctool.engine.run import run_training
@@ -31,7 +31,8 @@ from sctool.metrics.neighbours import exact_neighbours
 from sctool.models.registry import BUILDERS
 
 Say = Callable[[str], None]
-REPLAYED_AT_LEAST = 2000
+REPLAYED = 500, 50_000
+"""Cells the old model makes: as many as it has seen, within these limits."""
 ARCHITECTURE = ("n_latent", "n_hidden", "n_layers", "likelihood", "dispersion", "n_components")
 """What stays as the first phase had it."""
 
@@ -136,11 +137,11 @@ def _train(config: Config, before: ModelFolder | None, place: RunPlace, say: Say
         if config.integrate.transfer == "replay":
             if not Config.model_validate(before.manifest["config"]).diffusion.train_steps:
                 raise SctoolError(f"{before.path} has no diffusion to replay from", "train it with one, or give transfer: finetune")
-            n = max(REPLAYED_AT_LEAST, len(prepared.rows("train")))
+            n = int(np.clip(int(module.cells_cb.sum()), *REPLAYED))
         counts, codes = replay(module, n, config.seed)
         counts.resize((n, len(prepared.columns)))  # it knows nothing of the new genes
         prepared = with_replayed(prepared, counts, codes)
-        stages = partial(integration_stages, start=Start(module))
+        stages = partial(integration_stages, older=module)
     for line in prepared.notes:
         say(line)
     return run_training("integrate", build, prepared, config, place, stages=stages, reporter=reporter)

@@ -26,7 +26,7 @@ def integrate(
     ddpm_refine: Annotated[
         bool | None, typer.Option("--ddpm-refine", help="Carry cells to one batch by the latent diffusion.", rich_help_panel=_MODEL)
     ] = None,
-    refine_steps: Annotated[int | None, typer.Option(help="How far into the noise; default: all the way.", rich_help_panel=_MODEL)] = None,
+    refine_steps: Annotated[int | None, typer.Option(help="How far into the noise; of 400, default 200.", rich_help_panel=_MODEL)] = None,
     target_batch: Annotated[
         str | None, typer.Option(help="Batch that expression is decoded as; or average, source.", rich_help_panel=_MODEL)
     ] = None,

@@ -38,13 +38,16 @@ class Session:
                 raise SctoolError(f"--ar and --sampler {flags['sampler']} exclude each other", "give one of them")
             if flags["ar"] or flags.get("sampler") is None:
                 values["train.sampler"] = "adaptive" if flags["ar"] else "uniform"
-        self.config: Config = load_config(flags.get("config"), values, flags.get("set_"), job)
+        notes: list[str] = []
+        self.config: Config = load_config(flags.get("config"), values, flags.get("set_"), job, notes)
         self.json, self.quiet = bool(flags.get("json_")), bool(flags.get("quiet"))
         self.force, self.resume = bool(flags.get("force")), bool(flags.get("resume"))
         self.name: str | None = flags.get("name")
         if self.name is not None and (not self.name or "/" in self.name or self.name.startswith(".")):
             raise SctoolError(f"--name {self.name!r} is not a folder name", "leave out slashes and leading dots; --out sets the place")
         self.console = Console(stderr=True, quiet=self.quiet or self.json)
+        for note in notes:
+            self.say(f"note: {note}")
         self.demo: Demo | None = None
         self._job = job
         self._set_threads()

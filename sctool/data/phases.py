@@ -55,7 +55,7 @@ class Phase(BaseModel):
 
 
 def read_phases(path: Path) -> list[Phase]:
-    """The phases of a YAML file: a list, or a mapping with the key ``phases`` (or ``sessions``).
+    """The phases of a YAML file: a list, or below ``phases``, ``sessions``, ``training: sessions``, or the last two in ``integrate``.
 
     Raises
     ------
@@ -68,8 +68,7 @@ def read_phases(path: Path) -> list[Phase]:
         raise SctoolError(f"{path}: no such file", "give a YAML list of phases after --phases") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SctoolError(f"{path} is not valid YAML: {' '.join(str(error).split())[:200]}", "mend that line") from None
-    if isinstance(tree, dict):
-        tree = tree.get("phases", tree.get("sessions", tree.get("training", {}).get("sessions") if "training" in tree else None))
+    tree = _listed(tree)
     if not isinstance(tree, list) or not tree:
         raise SctoolError(f"{path} holds no list of phases", "write: - name: first, data: a.h5ad, mode: supervised, one entry a phase")
     phases = []
@@ -86,6 +85,14 @@ def read_phases(path: Path) -> list[Phase]:
     if len(set(names)) < len(names):
         raise SctoolError(f"{path}: two phases have the same name", "give each its own")
     return phases
+
+
+def _listed(tree: Any) -> Any:
+    """What lies below the first of the keys that is there."""
+    for key in ("phases", "sessions", "training", "integrate"):
+        if isinstance(tree, dict) and tree.get(key) is not None:
+            return _listed(tree[key])
+    return tree
 
 
 def in_words_of(prepared: Prepared, path: Path, genes: dict[str, list[str]], vocabularies: dict[str, list[str]]) -> Prepared:
@@ -133,9 +140,10 @@ def with_replayed(prepared: Prepared, replayed: sp.csr_matrix, codes: dict[str, 
     replayed
         Counts of the model's genes, shape (cells, genes).
     codes
-        Their codes; ``panel`` of the real cells is 0, of the replayed ones 1.
+        Their codes, -1 for unknown; ``panel`` of the real cells is 0, of the replayed ones 1.
     """
     n, column = len(prepared.obs), prepared.columns
+    made = {key: np.where(codes[key] < 0, len(prepared.vocabularies[key]), codes[key]) for key in prepared.codes}
     there = np.flatnonzero(column >= 0)
     place = sp.csr_matrix((np.ones(len(there), np.float32), (column[there], there)), shape=(prepared.matrix.shape[1], len(column)))
     matrix = sp.vstack([sp.csr_matrix(prepared.matrix @ place), replayed], format="csr")
@@ -147,7 +155,7 @@ def with_replayed(prepared: Prepared, replayed: sp.csr_matrix, codes: dict[str, 
         obs=obs,
         columns=np.arange(len(column)),
         measured=column >= 0,
-        codes={**{key: np.concatenate([prepared.codes[key], codes[key]]) for key in prepared.codes}, "panel": panel},
+        codes={**{key: np.concatenate([prepared.codes[key], made[key]]) for key in prepared.codes}, "panel": panel},
         split=np.concatenate([prepared.split.astype("<U10"), np.full(replayed.shape[0], "replayed", "<U10")]),
         embedding=None if prepared.embedding is None else np.pad(prepared.embedding, ((0, replayed.shape[0]), (0, 0))),
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from sctool.data.prepare import Prepared
 from sctool.data.samplers import Sampler, UniformSampler, WithReplay
 from sctool.engine.device import in_chunks
 from sctool.engine.run import Setting, Stage
+from sctool.models.integrate import Integrator
 from sctool.models.transfer import grow, keep_old
 
 NOBODY = np.empty(0, np.int64)
@@ -26,58 +26,57 @@ STEPS_OF_AN_EPOCH = 100
 REPLAY_CHUNK = 1024
 
 
-@dataclass(frozen=True)
-class Start:
-    """An older model to go on from."""
-
-    module: Any
-
-
-def integration_stages(setting: Setting, start: Start | None = None) -> Iterator[Stage]:
+def integration_stages(setting: Setting, older: Integrator | None = None) -> Iterator[Stage]:
     """Autoencoder with the standard normal prior; tuning with classes put where their cells are; diffusion of the codes.
 
-    With a ``start``, the older model is grown and trained on instead, its classes where they were.
+    With an ``older`` model, that one is grown and trained on instead, its classes where they were.
     """
     config, module, store, prepared = setting.config, setting.module, setting.store, setting.prepared
     validation_rows = prepared.rows("validation")
     if "panel" in prepared.codes:
-        assert start is not None
-        module.measured(panels(prepared, len(start.module.network.rate.bias)))
-    if start is None:
+        assert older is not None
+        module.measured(panels(prepared, len(older.network.rate.bias)))
+    if older is None:
         yield Stage("autoencoder", module, store, setting.sampler(), config.train, validation_rows)
         if config.integrate.prior == "mixture" or module.n_labels:
-            _place(setting, np.arange(module.n_classes))
+            _place(setting)
             if config.integrate.finetune_epochs:
                 tuning = config.train.model_copy(update={"epochs": config.integrate.finetune_epochs, "warmup": 0.0})
                 yield Stage("tuning", module, store, setting.sampler(), tuning, validation_rows)
     else:
-        yield _transfer(setting, start, validation_rows)
+        yield _transfer(setting, older, validation_rows)
     if config.diffusion.train_steps:
         yield _diffusion(setting)
 
 
-def _place(setting: Setting, classes: NDArray[np.int64]) -> None:
-    """Put some classes where the codes of their training cells are; free components by k-means."""
-    module, rows = setting.module, setting.prepared.rows("train")
+def _place(setting: Setting, first: int = 0, seen_c: torch.Tensor | None = None) -> None:
+    """Put the classes where the codes of their training cells are; free components by k-means.
+
+    Parameters
+    ----------
+    first
+        Classes before it stay where they are.
+    seen_c
+        How many cells of each class there were in earlier phases.
+    """
+    module, rows, device = setting.module, setting.prepared.rows("train"), setting.store.device
     mean_nl, _ = posteriors(module, setting.store, rows, setting.config.train.inference_chunk)
     given = setting.prepared.codes["label"][rows] if module.n_labels else None
     class_n = clusters(mean_nl, module.n_classes, setting.config.seed) if given is None else given
-    class_n = np.where(np.isin(class_n, classes), class_n, -1)
-    module.prior.place(torch.from_numpy(mean_nl).to(setting.store.device), torch.from_numpy(class_n).to(setting.store.device))
+    count_c = torch.from_numpy(np.bincount(class_n, minlength=module.n_classes + 1)[: module.n_classes]).to(device)
+    moved_n = np.where((class_n >= first) & (class_n < module.n_classes), class_n, -1)
+    module.prior.place(torch.from_numpy(mean_nl).to(device), torch.from_numpy(moved_n).to(device))
+    module.prior.weigh(count_c if seen_c is None else count_c + seen_c)
     module.placed.fill_(True)
 
 
-def _transfer(setting: Setting, start: Start, validation_rows: NDArray[np.int64]) -> Stage:
+def _transfer(setting: Setting, older: Integrator, validation_rows: NDArray[np.int64]) -> Stage:
     """Grow the older model, place its new labels, and train on; what may change depends on ``integrate.transfer``."""
     config, module, prepared = setting.config, setting.module, setting.prepared
-    old = start.module.state_dict()
-    grow(module, old, start.module.n_labels, config.seed)
-    known = start.module.n_labels
-    present = np.unique(prepared.codes["label"][prepared.rows("train")]) if module.n_labels else np.empty(0, np.int64)
-    if module.n_labels:
-        _place(setting, present[(present >= known) & (present < module.n_labels)])
-    elif not bool(module.placed):
-        _place(setting, np.arange(module.n_classes))
+    old = older.state_dict()
+    grow(module, old, older.n_labels, config.seed)
+    if module.n_labels or not bool(module.placed):
+        _place(setting, older.n_labels, module.cells_cb.sum(1))
     sampler: Sampler = setting.sampler()
     train = config.train
     if config.integrate.transfer == "surgery":
@@ -141,7 +140,7 @@ def replay(module: Any, n: int, seed: int) -> tuple[sp.csr_matrix, dict[str, NDA
     Returns
     -------
     counts, codes
-        CSR of shape (n, genes), and the codes ``batch`` and ``label``.
+        CSR of shape (n, genes), and the codes ``batch`` and ``label``; -1 where the model knows no labels.
     """
     generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     counts_cb = module.cells_cb.cpu().numpy()
@@ -158,7 +157,7 @@ def replay(module: Any, n: int, seed: int) -> tuple[sp.csr_matrix, dict[str, NDA
         theta = module.network.log_dispersion(batch).exp().cpu().numpy().astype(np.float64)
         mean_ng = share_ng * depth_n[rows, None]
         blocks.append(sp.csr_matrix(rng.poisson(rng.gamma(np.broadcast_to(theta, mean_ng.shape), mean_ng / theta)).astype(np.float32)))
-    label_n = type_n if module.n_labels else np.zeros(n, np.int64)
+    label_n = type_n if module.n_labels else np.full(n, -1)
     return sp.vstack(blocks, format="csr"), {"batch": batch_n, "label": label_n}
 
 

@@ -121,7 +121,7 @@ def run_training(
             if stage.store is store:
                 sampler = stage.sampler
         if hasattr(module, "remember"):
-            known = np.sort(np.concatenate([train_rows, validation_rows]))
+            known = np.sort(np.concatenate([train_rows, validation_rows, prepared.rows("replayed")]))
             module.remember(batch for _, batch in in_chunks(store.batch, known, config.train.inference_chunk))
         folder = _save(name, module, sampler, fits, sizes, prepared, config, place, device)
         place.saved = True

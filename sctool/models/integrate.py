@@ -137,19 +137,19 @@ class Integrator(nn.Module):
 
     @torch.inference_mode()
     def remember(self, batches: Iterable[Minibatch]) -> None:
-        """Count the training cells of each predicted class and batch, and keep how deep each batch is measured."""
-        self.cells_cb.zero_()
-        depths: list[Tensor] = []
-        owners: list[Tensor] = []
-        for batch in batches:
-            class_n = self.classify(batch)[:, : self.n_classes].argmax(1)
-            self.cells_cb.index_put_((class_n, batch.codes["batch"]), torch.ones_like(class_n), accumulate=True)
-            depths.append(batch.depth_n1.squeeze(1).clamp_min(1).log())
-            owners.append(batch.codes["batch"])
-        depth_n, batch_n = torch.cat(depths), torch.cat(owners)
+        """Count the training cells of each predicted class and batch, and keep how deep each batch is measured.
+
+        Of batches that are not among them it keeps what it knew.
+        """
+        seen = [
+            (self.classify(batch)[:, : self.n_classes].argmax(1), batch.codes["batch"], batch.depth_n1.squeeze(1).clamp_min(1).log())
+            for batch in batches
+        ]
+        class_n, batch_n, depth_n = (torch.cat(parts) for parts in zip(*seen, strict=True))
         for b in batch_n.unique().tolist():
-            own = depth_n[batch_n == b]
-            self.depth_b2[b] = torch.stack([own.mean(), own.std(unbiased=False)])
+            own = batch_n == b
+            self.cells_cb[:, b] = torch.bincount(class_n[own], minlength=self.n_classes)
+            self.depth_b2[b] = torch.stack([depth_n[own].mean(), depth_n[own].std(unbiased=False)])
 
     def proportions(self, z_nl: Tensor, codes: dict[str, Tensor]) -> Tensor:
         """Expected share of each gene in a cell's counts, shape (cells, genes), rows sum to 1."""

@@ -37,8 +37,8 @@ def grow(module: Integrator, old: Mapping[str, Tensor], old_labels: int, seed: i
     generator = torch.Generator().manual_seed(seed)
     forget = old_labels == 0 and module.n_labels > 0
     for name, tensor in module.state_dict().items():
-        if name not in old or (forget and name.startswith(("prior.", "classifier.", "diffusion.denoiser.of_type", "placed"))):
-            if ".offsets." in name or name == "cells_cb":
+        if name not in old or (forget and name.startswith(("prior.", "classifier.", "diffusion.denoiser.of_type", "placed", "cells_cb"))):
+            if ".offsets." in name:
                 tensor.zero_()
             continue
         was = old[name].to(tensor)

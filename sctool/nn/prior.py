@@ -56,13 +56,17 @@ class ClassPrior(nn.Module):
 
     @torch.no_grad()
     def place(self, z_nl: Tensor, class_n: Tensor) -> None:
-        """Put each class where its cells are; a class without cells keeps its place. ``class_n`` of -1 belongs to none."""
+        """Put each class where its cells are; a class without cells stays where it is. ``class_n`` of -1 belongs to none."""
         count_c = torch.bincount(class_n[class_n >= 0], minlength=len(self.mean))
         for c in count_c.nonzero().flatten().tolist():
             own_nl = z_nl[class_n == c]
             self.mean[c] = own_nl.mean(0)
             self.log_variance[c] = (own_nl.var(0, unbiased=False) + 1e-2).log()
         self.log_variance.clamp_(*self.LOG_VARIANCE)
+
+    @torch.no_grad()
+    def weigh(self, count_c: Tensor) -> None:
+        """Set the shares of the classes by their numbers of cells."""
         self.share.copy_(((count_c + 1) / (count_c + 1).sum()).log())
 
     def log_share(self) -> Tensor:
