@@ -32,7 +32,7 @@ MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
         "train.epochs": 80,
         "train.patience": 20,
     },
-    "integrate": {"data.validation": 0.0, "train.warmup": 1.0, "train.min_steps": 3000},
+    "integrate": {"data.validation": 0.0, "train.warmup": 1.0},
 }
 """Where a model's defaults differ from those below, which are scVI's."""
 
@@ -63,7 +63,6 @@ class TrainConfig(Section):
     """The training loop, shared by all torch models."""
 
     epochs: int | None = Field(None, ge=1)
-    min_steps: int = Field(0, ge=0)
     batch_size: int = Field(128, ge=2)
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(1e-6, ge=0)

@@ -110,8 +110,9 @@ def integrate_cells(folder: ModelFolder, path: Path, config: Config, say: Say = 
     if wanted.refine and wanted.refine_method != "none":
         if isinstance(target, int) and wanted.refine_target == "auto":
             wanted = wanted.model_copy(update={"refine_target": vocabularies["batch"][target]})
-        z_nl, moved_n, gate = _refined(query, encoded, wanted, vocabularies["batch"], config.seed)
-        lines.append(f"refinement {'accepted' if gate.accepted else 'not accepted'}: {gate.reason} ({gate.figures['moved']:.0%} moved)")
+        z_nl, moved_n, gate = gated_refinement(query, encoded, wanted, vocabularies["batch"], config.seed)
+        what = f"accepted at {gate.figures['steps']} steps" if gate.accepted else "not accepted"
+        lines.append(f"refinement {what}: {gate.reason} ({gate.figures['moved']:.0%} of the cells moved)")
         say(lines[-1])
     figures = {
         "mode": folder.manifest["data"]["mode"],
@@ -130,13 +131,21 @@ def integrate_cells(folder: ModelFolder, path: Path, config: Config, say: Say = 
     return Integrated(folder, query, encoded, names, z_nl, moved_n, gate, target, evaluation, figures, lines)
 
 
-def _refined(
+def gated_refinement(
     query: Query, encoded: Encoded, wanted: IntegrateConfig, batches: list[str], seed: int
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_], Gate]:
-    """New codes where the gate accepts them, else the old ones."""
-    z_nl, moved_n = refine(query, encoded, wanted, batches)
-    gate = refinement_gate(encoded.mean_nl, z_nl, moved_n, encoded.type_n, encoded.batch_n, seed)
-    return (z_nl, moved_n, gate) if gate.accepted else (encoded.mean_nl, np.zeros_like(moved_n), gate)
+    """New codes where the gate accepts them, else the old ones; less noise is tried before giving up, half and a quarter of the steps."""
+    gates = []
+    for part in (1, 2, 4):
+        milder = wanted.model_copy(update={"refine_steps": max(1, wanted.refine_steps // part)})
+        z_nl, moved_n = refine(query, encoded, milder, batches)
+        gates.append(refinement_gate(encoded.mean_nl, z_nl, moved_n, encoded.type_n, encoded.batch_n, seed))
+        gates[-1].figures["steps"] = milder.refine_steps
+        if gates[-1].accepted:
+            return z_nl, moved_n, gates[-1]
+        if not moved_n.any():
+            break
+    return encoded.mean_nl, np.zeros(len(encoded.mean_nl), bool), gates[0]
 
 
 def _scored(

@@ -17,6 +17,7 @@ class Job(StrEnum):
 
     scvi = "scvi"
     scgen = "scgen"
+    integrate = "integrate"
 
 
 def check(
@@ -42,12 +43,18 @@ def check(
     """Say what a file is and list every problem with its remedy. Exit code 0 if it is fit for the model, 2 if not."""
     session = Session(locals(), for_.value)
     from sctool.data.check import check_counts_file, describe
+    from sctool.data.check_integration import check_integration_file
     from sctool.data.read import H5ad
     from sctool.data.response import check_response_file
 
     opened = H5ad(file)
-    is_response = for_ is Job.scgen
-    checked = check_response_file(opened, session.config) if is_response else check_counts_file(opened, session.config.data)
+    match for_:
+        case Job.scvi:
+            checked = check_counts_file(opened, session.config.data)
+        case Job.scgen:
+            checked = check_response_file(opened, session.config)
+        case Job.integrate:
+            checked = check_integration_file(opened, session.config)
     rows = describe(checked, session.config.data, for_.value)
     problems = [{"problem": problem.message, "fix": problem.hint} for problem in checked.problems]
     lines = [f"note: {note}" for note in checked.notes]

@@ -63,9 +63,10 @@ def check_counts_file(file: H5ad, data: DataConfig) -> Checked:
         checked.problems.append(error)
     checked.problems += check_names(file, checked.matrix.var if checked.matrix else file.var)
     checked.problems += _columns(file, data)
-    if data.hold_out:
+    for condition in (data.cells, data.hold_out):
         try:
-            select(file.obs, data.hold_out)
+            if condition:
+                select(file.obs, condition)
         except SctoolError as error:
             checked.problems.append(error)
     if file.n_cells < FEWEST_CELLS:

@@ -58,9 +58,9 @@ def one_stage(setting: Setting) -> Iterator[Stage]:
     yield Stage("training", setting.module, setting.store, setting.sampler(), setting.config.train, validation_rows)
 
 
-def default_epochs(n_cells: int, min_steps: int = 0, batch_size: int = 128) -> int:
-    """Epochs so that about eight million cells are seen, at most 400 (the rule of scvi-tools), or more for at least ``min_steps``."""
-    return int(max(min(400, max(1, round(400 * 20_000 / n_cells))), min_steps // max(1, n_cells // batch_size)))
+def default_epochs(n_cells: int) -> int:
+    """Epochs so that about eight million cells are seen, at most 400: the rule of scvi-tools."""
+    return int(min(400, max(1, round(400 * 20_000 / n_cells))))
 
 
 def run_settings(model: str, config: Config, prepared: Prepared) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def run_training(
     device = choose_device(config.device)
     sizes = prepared.sizes
     train_rows, validation_rows = prepared.rows("train"), prepared.rows("validation")
-    epochs = config.train.epochs or default_epochs(len(train_rows), config.train.min_steps, config.train.batch_size)
+    epochs = config.train.epochs or default_epochs(len(train_rows))
     config = config.model_copy(update={"train": config.train.model_copy(update={"epochs": epochs})})
     # Columns are taken once where the matrix is in memory, and at every fetch where it is on disk.
     on_disk = config.data.backed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,24 +17,33 @@ def saved(path: Path, formats: list[str]) -> list[Path]:
 
 
 def training_curves(path: Path, formats: list[str], histories: dict[str, pd.DataFrame]) -> list[Path]:
-    """Loss by epoch; the validation loss solid, its best epoch marked."""
-    with figure(path, formats, 5.0, 3.2) as (_, axes):
-        axis = axes[0, 0]
-        for index, (name, history) in enumerate(histories.items()):
-            colour = PALETTE[index % len(PALETTE)]
-            axis.plot(history["epoch"], history["train_loss"], color=colour, alpha=0.35, lw=1, label=None if index else "training")
-            if "validation_loss" in history:
-                best = int(history["validation_loss"].to_numpy().argmin())
-                axis.plot(history["epoch"], history["validation_loss"], color=colour, lw=1.3, label=f"{name}, validation")
-                axis.plot(history["epoch"].iloc[best], history["validation_loss"].iloc[best], "o", color=colour, ms=4)
-        # The first epochs are far above the rest and would flatten it.
-        values = np.concatenate([h["train_loss"].to_numpy()[min(3, len(h) - 1) :] for h in histories.values()])
-        lows = [h[column].min() for h in histories.values() for column in ("train_loss", "validation_loss") if column in h]
-        room = max(values.max() - min(lows), 1e-6)
-        axis.set_ylim(min(lows) - 0.05 * room, max(values.max(), min(lows)) + 0.05 * room)
-        axis.set(xlabel="epoch", ylabel="loss (nats per cell)", title="Training")
-        axis.legend()
+    """Loss by epoch; the validation loss solid, its best epoch marked. One panel for each stage, where a run has several."""
+    parts = {name: {"": h} if "stage" not in h else dict(iter(h.groupby("stage", sort=False))) for name, h in histories.items()}
+    stages = list(dict.fromkeys(stage for own in parts.values() for stage in own))
+    with figure(path, formats, 5.0 if len(stages) == 1 else 3.8 * len(stages), 3.2, columns=len(stages)) as (_, axes):
+        for axis, stage in zip(axes[0], stages, strict=True):
+            _curves(axis, {name: own[stage].dropna(axis=1, how="all") for name, own in parts.items() if stage in own}, stage)
     return saved(path, formats)
+
+
+def _curves(axis: Any, histories: dict[str, pd.DataFrame], stage: str) -> None:
+    for index, (name, history) in enumerate(histories.items()):
+        colour = PALETTE[index % len(PALETTE)]
+        alone = bool(stage) and "validation_loss" not in history  # as the diffusion always is
+        label = f"{name}, training" if alone else None if index else "training"
+        axis.plot(history["epoch"], history["train_loss"], color=colour, alpha=1 if alone else 0.35, lw=1.3 if alone else 1, label=label)
+        if "validation_loss" in history:
+            best = int(history["validation_loss"].to_numpy().argmin())
+            axis.plot(history["epoch"], history["validation_loss"], color=colour, lw=1.3, label=f"{name}, validation")
+            axis.plot(history["epoch"].iloc[best], history["validation_loss"].iloc[best], "o", color=colour, ms=4)
+    # The first epochs are far above the rest and would flatten it.
+    values = np.concatenate([h["train_loss"].to_numpy()[min(3, len(h) - 1) :] for h in histories.values()])
+    lows = [h[column].min() for h in histories.values() for column in ("train_loss", "validation_loss") if column in h]
+    room = max(values.max() - min(lows), 1e-6)
+    axis.set_ylim(min(lows) - 0.05 * room, max(values.max(), min(lows)) + 0.05 * room)
+    unit = "weighted squared error of v" if stage == "diffusion" else "loss (nats per cell)"
+    axis.set(xlabel="epoch", ylabel=unit, title=stage.capitalize() or "Training")
+    axis.legend()
 
 
 def weight_curves(path: Path, formats: list[str], history: pd.DataFrame) -> list[Path]:
@@ -41,8 +51,9 @@ def weight_curves(path: Path, formats: list[str], history: pd.DataFrame) -> list
     names = {"weights_ess": "effective sample size / n", "weights_entropy": "entropy / ln n", "weights_top1": "mass on the top 1 %"}
     with figure(path, formats, 5.0, 3.0) as (_, axes):
         axis = axes[0, 0]
+        epochs = np.arange(1, len(history) + 1)  # the stages of a run one after the other
         for index, (column, title) in enumerate(names.items()):
-            axis.plot(history["epoch"], history[column], color=PALETTE[index], label=title)
+            axis.plot(epochs, history[column], color=PALETTE[index], label=title)
         axis.set(xlabel="epoch", ylim=(0, 1.03), title="Resampling weights")
         axis.legend()
     return saved(path, formats)
