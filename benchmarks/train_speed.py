@@ -45,7 +45,7 @@ class Clock:
     def __init__(self):
         self.ends = []
 
-    def start(self, epochs, done):
+    def start(self, epochs, done, title=""):
         self.ends = [time.perf_counter()]
 
     def step(self, cells):

@@ -45,7 +45,8 @@ def write_corrected(
     """Write ``corrected_expression.h5ad``, chunk by chunk.
 
     ``X`` is log1p of the decoded counts per 10,000 in the target batch; layers: ``rate`` the same without the log, ``mean_counts`` at the
-    depth of the cell, ``counts_qmap`` the observed counts mapped to the same quantile there. ``obsm["X_integrate"]`` has the codes.
+    depth of the cell, ``counts_qmap`` the observed counts mapped to the same quantile there (0 for genes the file lacks).
+    ``obsm["X_integrate"]`` has the codes.
 
     Parameters
     ----------
@@ -69,7 +70,7 @@ def write_corrected(
 @torch.inference_mode()
 def _blocks(query: Query, z_nl: NDArray[np.float32], target: str | int) -> Iterator[Block]:
     module, n_batches = query.module.network, query.module.n_batches
-    batch_n = query.store.codes("batch")
+    batch_n, measured_g = query.store.codes("batch"), query.match.columns >= 0
     for start in range(0, len(z_nl), CHUNK_CELLS):
         rows = np.arange(start, min(len(z_nl), start + CHUNK_CELLS))
         z = torch.as_tensor(z_nl[rows], device=query.store.device)
@@ -85,10 +86,11 @@ def _blocks(query: Query, z_nl: NDArray[np.float32], target: str | int) -> Itera
             new_ng = torch.stack([module.proportions(z, {"batch": code_n}) for code_n in full]).mean(0)
             new_theta = torch.stack([module.log_dispersion(code_n).exp() for code_n in full]).mean(0)
         x_ng = query.observed(rows)
-        depth_n1 = x_ng.sum(1, keepdims=True)
         own, theta, new, theta_new = (tensor.float().cpu().numpy() for tensor in (own_ng, own_theta, new_ng, new_theta))
+        depth_n1 = x_ng.sum(1, keepdims=True) / own[:, measured_g].sum(1, keepdims=True)  # as if all genes had been measured
         rate_ng = 1e4 * new
         mapped_ng = quantile_map(x_ng, depth_n1 * own, theta, depth_n1 * new, theta_new)
+        mapped_ng[:, ~measured_g] = 0
         yield {"X": np.log1p(rate_ng), "rate": rate_ng, "mean_counts": depth_n1 * new, "counts_qmap": mapped_ng}
 
 
