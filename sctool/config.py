@@ -286,25 +286,32 @@ def _translate(tree: dict[str, Any], model: str | None, notes: list[str]) -> Non
     """Published sections below ``integrate:`` become keys of ours, where these are not given; of what others share, for it alone."""
     own = tree.get("integrate")
     theirs = {name: own.pop(name) for name in list(own) if is_published(name, own[name])} if isinstance(own, dict) else {}
+    if not theirs:
+        return
     values, said = read_published(theirs)
-    used = {
-        key: value
-        for key, value in values.items()
-        if (model == "integrate" or key.startswith(("integrate.", "diffusion."))) and _put_default(tree, key, value)
-    }
-    if model == "integrate" and theirs:
-        read = ", ".join(f"{key} {value}" for key, value in used.items()) or "nothing"
-        notes += [f"published keys below integrate are read as {read}", *said]
+    put, lost = [], []
+    for key, value in values.items():
+        if model == "integrate" or key.startswith(("integrate.", "diffusion.")):
+            there = _put_default(tree, key, value, over_null=True)
+            if there == value:
+                put.append(f"{key} {value}")
+            else:
+                lost.append(f"{key} ({there}, not {value})")
+    if model == "integrate":
+        notes.append(f"published keys below integrate are read as {', '.join(put) or 'nothing'}")
+        notes += [f"our own keys of the file win over published ones: {', '.join(lost)}"] if lost else []
+        notes += said
 
 
-def _put_default(tree: dict[str, Any], dotted: str, value: Any) -> bool:
-    """Put a value where there is none; whether it was put."""
+def _put_default(tree: dict[str, Any], dotted: str, value: Any, *, over_null: bool = False) -> Any:
+    """Put a value where there is none; return what is there then."""
     section, _, name = dotted.rpartition(".")
     place = tree.setdefault(section, {}) if section else tree
-    if not isinstance(place, dict) or name in place:
-        return False
-    place[name] = value
-    return True
+    if not isinstance(place, dict):
+        return None
+    if over_null and place.get(name) is None:
+        place[name] = value
+    return place.setdefault(name, value)
 
 
 def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:

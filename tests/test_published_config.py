@@ -8,7 +8,7 @@ from sctool.config import MODEL_DEFAULTS, Config, load_config
 from sctool.data.phases import read_phases
 from sctool.errors import SctoolError
 from sctool.published_config import TABLE
-from tests.cli.test_commands import strict_json
+from tests.cli.test_commands import ROOT, strict_json
 
 SCHEMA = """
 global: {latent_dim: 20, n_diffusion_steps: 400, n_genes: 2000, n_batches: 4, n_cell_types: 13, supervised: true}
@@ -18,7 +18,8 @@ classifier: {hidden_dim: 256, n_layers: 3, batch_embed_dim: 32, dropout: 0.2}
 likelihood: {hidden_dim: 128, n_layers: 2, dispersion_mode: gene, use_library_size: true}
 prior: {cell_type_prior_probs: null, batch_prior_probs: null}
 ddpm_forward: {beta_schedule: linear, beta_min: 1e-4, beta_max: 2e-2}
-ddpm_backward: {variance_type: fixed, noise_hidden_dim: 128, noise_n_layers: 2, timestep_embed_dim: 64, celltype_embed_dim: 32, dropout: 0.1}
+ddpm_backward:
+  {variance_type: fixed, noise_hidden_dim: 128, noise_n_layers: 2, timestep_embed_dim: 64, celltype_embed_dim: 32, dropout: 0.1}
 training:
   {n_epochs: 100, batch_size: 128, learning_rate: 1e-3, weight_decay: 1e-5, grad_clip_norm: 1.0, lr_scheduler: cosine, lr_warmup_epochs: 5,
    log_interval: 100, checkpoint_interval: 1, checkpoint_dir: ./checkpoints, device: cuda, use_amp: false, seed: 42}
@@ -89,17 +90,18 @@ def load(text, path, flags=None, sets=None, model="integrate", **own):
     return load_config(below_integrate(text, path / "published.yaml", **own), flags, sets, model, notes), notes
 
 
+def flat(config):
+    """Values by dotted key."""
+    tree = config.model_dump()
+    sections = {key: value for key, value in tree.items() if isinstance(value, dict)}
+    dotted = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
+    return {key: value for key, value in tree.items() if key not in sections} | dotted
+
+
 def changed(config):
-    """Dotted keys that are not integrate's defaults, with their values."""
-    default = Config().replaced(MODEL_DEFAULTS["integrate"]).model_dump()
-    flat = {}
-    for name, value in config.model_dump().items():
-        if not isinstance(value, dict):
-            value, name = {name: value}, ""
-        for key, own in value.items():
-            if own != (default[name][key] if name else default[key]):
-                flat[f"{name}.{key}".strip(".")] = own
-    return flat
+    """Those that are not integrate's defaults."""
+    default = flat(Config().replaced(MODEL_DEFAULTS["integrate"]))
+    return {key: value for key, value in flat(config).items() if value != default[key]}
 
 
 def test_the_shipped_file_is_read_as_what_it_says(tmp_path):
@@ -123,8 +125,7 @@ def test_the_shipped_file_is_read_as_what_it_says(tmp_path):
         "seed": 42,
         "device": "cuda",
     }
-    tree = config.model_dump()
-    assert {key: tree[key.split(".")[0]][key.split(".")[1]] if "." in key else tree[key] for key in wanted} == wanted
+    assert {key: flat(config)[key] for key in wanted} == wanted
     assert set(changed(config)) <= set(wanted)
     said = "\n".join(notes)
     assert "train.epochs 40" in notes[0]
@@ -165,16 +166,13 @@ def test_every_key_is_mapped_or_explained():
     assert {(name, key) for tree in trees for name, section in tree.items() for key in section} == {
         (name, key) for name, rules in TABLE.items() for key in rules
     }
-    ours = Config().model_dump()
     words = {"hidden_dims": [8], "sessions": [], "supervised": "semi", "lr_scheduler": "cosine", "use_amp": True}
     words |= {"type": "normal", "dispersion_mode": "gene"}
     for name, rules in TABLE.items():
         for key, rule in rules.items():
             values, note = rule(words.get(key, 3), {"n_epochs": 4})
             assert bool(values) != bool(note), f"{name}.{key}"
-            for dotted in values:
-                section, _, last = dotted.rpartition(".")
-                assert last in (ours[section] if section else ours), dotted
+            assert set(values) <= set(flat(Config()))
 
 
 @pytest.mark.parametrize(("value", "mode"), [("true", "auto"), ("false", "unsupervised"), ("semi", "semi")])
@@ -224,7 +222,16 @@ def test_our_own_keys_and_flags_win(tmp_path):
     assert (config.train.epochs, config.train.batch_size, config.train.lr) == (7, 32, 0.5)
     assert (config.integrate.n_latent, config.integrate.transfer) == (5, "surgery")
     assert "train.epochs" not in notes[0]
-    assert "integrate.n_latent" not in notes[0]
+    assert notes[1] == "our own keys of the file win over published ones: integrate.n_latent (5, not 20), train.epochs (7, not 40)"
+
+
+def test_pasted_into_the_whole_config_yaml(tmp_path):
+    """Its null keys give way; of the others the user is told."""
+    whole = yaml.safe_load((ROOT / "config.yaml").read_text())
+    config, notes = load(SHIPPED, tmp_path, **whole)
+    assert (config.data.path, config.data.batch_key, config.train.epochs, config.seed) == ("train.h5ad", "orig.ident", 40, 0)
+    assert "seed (0, not 42)" in notes[1]
+    assert "integrate.n_latent" not in notes[1]  # the same in both
 
 
 def test_other_models_keep_their_settings(tmp_path):

@@ -104,11 +104,13 @@ def run_training(
     with own_randomness(device):
         torch.manual_seed(config.seed)
         module = build(config, sizes).to(device)
+    setting = Setting(module, store, prepared, config)
+    setting.sampler()  # what is wrong with its settings comes to light before anything is written
     place.open(run_settings(name, config, prepared))
     try:
         fits: dict[str, Fit] = {}
         sampler: Sampler | None = None
-        for number, stage in enumerate(stages(Setting(module, store, prepared, config))):
+        for number, stage in enumerate(stages(setting)):
             done = place.stage(number)
             if place.resume and done.exists():
                 tensors, note = load_tensors(done)

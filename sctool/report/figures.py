@@ -18,7 +18,10 @@ def saved(path: Path, formats: list[str]) -> list[Path]:
 
 def training_curves(path: Path, formats: list[str], histories: dict[str, pd.DataFrame]) -> list[Path]:
     """Loss by epoch; the validation loss solid, its best epoch marked. One panel for each stage, where a run has several."""
-    parts = {name: {"": h} if "stage" not in h else dict(iter(h.groupby("stage", sort=False))) for name, h in histories.items()}
+    parts = {
+        name: {str(stage): part for stage, part in h.groupby("stage", sort=False)} if "stage" in h else {"": h}
+        for name, h in histories.items()
+    }
     stages = list(dict.fromkeys(stage for own in parts.values() for stage in own))
     with figure(path, formats, 5.0 if len(stages) == 1 else 3.8 * len(stages), 3.2, columns=len(stages)) as (_, axes):
         for axis, stage in zip(axes[0], stages, strict=True):

@@ -242,6 +242,48 @@ def test_compare_arms(sctool, small_file, tmp_path):
     assert drawn[0].read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+def staged(folder, stages, **columns):
+    """A history as a run of several stages writes it, its epochs counted anew in each."""
+    rows = [
+        pd.DataFrame({"epoch": np.arange(1, n + 1), "train_loss": top / np.arange(1, n + 1), "stage": stage})
+        for stage, (n, top) in stages.items()
+    ]
+    folder.mkdir(parents=True)
+    pd.concat(rows).assign(**columns).to_csv(folder / "history.csv", index=False)
+    return folder
+
+
+def test_a_panel_for_each_stage_of_training(sctool, tmp_path, monkeypatch):
+    from sctool.report import figures
+
+    stages = {"autoencoder": (30, 4000.0), "tuning": (9, 900.0), "diffusion": (4, 1.0)}
+    first = staged(tmp_path / "checkpoints" / "integrate" / "a", stages, weights_ess=0.5, weights_entropy=0.4, weights_top1=0.1)
+    second = staged(tmp_path / "checkpoints" / "integrate" / "b", {"transfer": (5, 800.0), "diffusion": (4, 1.0)})
+    plain = staged(tmp_path / "checkpoints" / "scvi" / "c", {"": (5, 800.0)})
+    pd.read_csv(plain / "history.csv").drop(columns="stage").to_csv(plain / "history.csv", index=False)
+    drawn = []
+    curves = figures._curves
+
+    def watched(axis, histories, stage):
+        curves(axis, histories, stage)
+        lines = [line.get_xdata() for line in axis.get_lines()]
+        assert all((np.diff(epochs) > 0).all() for epochs in lines)
+        drawn.append((" ".join(histories), stage, axis.get_ylabel(), [len(epochs) for epochs in lines]))
+
+    monkeypatch.setattr(figures, "_curves", watched)
+    ran = sctool("plot", first, second, plain)
+    assert ran.code == 0, ran.err
+    assert {Path(line).name for line in ran.out.split()} == {"training.png", "weights.png", "training-side-by-side.png"}
+    nats, squared = "loss (nats per cell)", "weighted squared error of v"
+    each = {
+        "a": [("a", "autoencoder", nats, [30]), ("a", "tuning", nats, [9]), ("a", "diffusion", squared, [4])],
+        "b": [("b", "transfer", nats, [5]), ("b", "diffusion", squared, [4])],
+        "c": [("c", "", nats, [5])],
+    }
+    beside = [*each["a"][:2], ("a b", "diffusion", squared, [4, 4]), *each["b"][:1], *each["c"]]
+    assert drawn == [*each["a"], *each["b"], *each["c"], *beside]
+
+
 def test_models_of_the_same_name_are_told_apart(sctool, small_file):
     flags = ("--hold-out", "part=test", "--label-key", "cell_type")
     for out, seed in (("here", 0), ("there", 1)):

@@ -10,16 +10,12 @@ import torch
 
 from sctool.artifacts.model_folder import open_model
 from sctool.config import Config
-from sctool.data.demo import BATCHES
 from sctool.engine.query import load_module, open_query
 from sctool.models.registry import BUILDERS
+from tests.cli.conftest import FLAGS, KEYS
 from tests.cli.test_commands import files, strict_json
 from tests.cli.test_inputs import assert_told
 
-KEYS = ("--batch-key", "batch", "--label-key", "cell_type")
-TINY = ("--epochs", "3", "--n-hidden", "16", "--n-latent", "4", "--no-score")
-SHORT = ("--set", "integrate.finetune_epochs=2", "--set", "diffusion.train_steps=20", "--set", "diffusion.n_hidden=16")
-FLAGS = (*TINY, *SHORT)
 WRITTEN = {
     "latent_embeddings.npy",
     "corrected_expression.h5ad",
@@ -29,33 +25,6 @@ WRITTEN = {
     "logs/training.log",
 }
 MODEL = {"model.safetensors", "manifest.json", "history.csv", "cells.csv"}
-
-
-@pytest.fixture(scope="session")
-def lung():
-    """240 cells x 200 genes, three types in five batches; a column with half of the types missing."""
-    a = ad.read_h5ad(BATCHES.path)
-    a = a[a.obs["cell_type"].isin(["H1975", "H2228", "A549"])][:, :200].copy()
-    rng = np.random.default_rng(0)
-    a = a[np.sort(rng.permutation(a.n_obs)[:240])].copy()
-    a.obs["partly"] = a.obs["cell_type"].astype(object).where(rng.random(a.n_obs) < 0.5, "Unknown")
-    return a
-
-
-@pytest.fixture
-def lung_file(lung, tmp_path):
-    lung.write_h5ad(tmp_path / "lung.h5ad")
-    return tmp_path / "lung.h5ad"
-
-
-@pytest.fixture
-def integrate(sctool, lung_file):
-    """Run the command on the small file unless another is given."""
-
-    def run(*words, path=lung_file, name="r", flags=FLAGS, keys=KEYS):
-        return sctool("integrate", path, *keys, *flags, "--name", name, *words)
-
-    return run
 
 
 def results(tmp_path, name="r"):
@@ -176,7 +145,9 @@ def test_corrected_expression(integrate, lung, lung_file, tmp_path):
     assert (codes["0"].layers["counts_qmap"][own] != observed[own]).any()
 
 
-@pytest.mark.parametrize("extra", [(), ("--ar",), ("--sampler", "balanced"), ("--set", "integrate.likelihood=zinb", "--hold-out", "protocol=Drop-seq")])
+@pytest.mark.parametrize(
+    "extra", [(), ("--ar",), ("--sampler", "balanced"), ("--set", "integrate.likelihood=zinb", "--hold-out", "protocol=Drop-seq")]
+)
 def test_twice_the_same(integrate, tmp_path, extra):
     made = []
     for _ in range(2):
@@ -283,6 +254,13 @@ def test_new_cells_of_an_unseen_batch_with_missing_genes(integrate, lung, tmp_pa
     assert list(made.var_names) == list(lung.var_names)
     np.testing.assert_allclose(made.layers["rate"].sum(1), 1e4, rtol=1e-4)
     assert np.isfinite(made.layers["counts_qmap"]).all()
+    assert not made.layers["counts_qmap"][:, :30].any()
+    to_source = ("--model", checkpoint(tmp_path), "--target-batch", "source")
+    assert integrate(*to_source, path=tmp_path / "fewer.h5ad", name="source", **apply).code == 0
+    made = ad.read_h5ad(results(tmp_path, "source") / "corrected_expression.h5ad")
+    observed = new[:, 30:].X.toarray()
+    np.testing.assert_allclose(made.layers["mean_counts"][:, 30:].sum(1), observed.sum(1), rtol=1e-4)
+    assert (made.layers["counts_qmap"][:, 30:] == observed).mean() > 0.99
 
 
 def test_some_scores_are_written_with_labels_and_without(integrate, tmp_path):
@@ -320,47 +298,3 @@ def test_a_model_can_be_loaded_and_classifies_as_written(integrate, lung_file, t
     p = module.classify(query.store.batch(np.arange(240)))[:, :-1]
     names = np.array(folder.manifest["vocabularies"]["label"])
     assert list(names[p.argmax(1)]) == list(pd.read_csv(results(tmp_path) / "cell_type_predictions.csv")["label"])
-
-
-BAD = {
-    "no batches given": ((), ("--label-key", "cell_type"), "needs batches", "--batch-key"),
-    "no such batch key": ((), ("--batch-key", "bach"), "no column 'bach'", "did you mean 'batch'"),
-    "one batch": ((), ("--batch-key", "one"), "'same'", "--batch-key"),
-    "no labels, supervised": (("--mode", "supervised"), ("--batch-key", "batch"), "needs labels", "--label-key"),
-    "no labels, semi": (("--mode", "semi"), ("--batch-key", "batch"), "needs labels", "--label-key"),
-    "no label at all": ((), ("--batch-key", "batch", "--label-key", "nothing"), "no training cell has a label", "unsupervised"),
-    "unknown mode": (("--mode", "sometimes"), KEYS, "integrate.mode", ""),
-    "unknown target": (("--target-batch", "nowhere"), KEYS, "'nowhere' is not a batch", "average"),
-    "target out of range": (("--target-batch", "5"), KEYS, "'5' is not a batch", "average"),
-    "unknown refinement target": (("--ddpm-refine", "--set", "integrate.refine_target=nowhere"), KEYS, "'nowhere' is not a batch", "give one"),
-    "refinement without a diffusion": (("--ddpm-refine", "--set", "diffusion.train_steps=0"), KEYS, "without a diffusion", "train"),
-    "no such model": (("--model", "nowhere"), KEYS, "is not a model folder", "checkpoints"),
-    "no refinement steps": (("--ddpm-refine", "--refine-steps", "0"), KEYS, "refine_steps", ""),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_and_a_remedy(integrate, lung, tmp_path, case):
-    words, keys, what, remedy = BAD[case]
-    a = lung.copy()
-    a.obs["one"], a.obs["nothing"] = "same", "Unknown"
-    a.write_h5ad(tmp_path / "lung.h5ad")
-    before = set(tmp_path.rglob("*"))
-    assert_told(integrate(*words, keys=keys), what, remedy)
-    assert set(tmp_path.rglob("*")) == before
-
-
-def test_partly_labelled_cells_in_supervised_mode_are_allowed(integrate, tmp_path):
-    """The published meaning of supervised: labels are used where there are any."""
-    ran = integrate("--mode", "supervised", keys=("--batch-key", "batch", "--label-key", "partly"))
-    assert ran.code == 0, ran.err
-
-
-def test_a_model_without_a_diffusion(integrate, tmp_path):
-    assert integrate("--set", "diffusion.train_steps=0").code == 0
-    before = set(tmp_path.rglob("*"))
-    ran = integrate("--model", checkpoint(tmp_path), "--ddpm-refine", "--no-score", name="x", flags=())
-    assert_told(ran, "without a diffusion", "refine")
-    ran = integrate("--model", checkpoint(tmp_path), "--target-batch", "nowhere", "--no-score", name="x", flags=())
-    assert_told(ran, "'nowhere' is not a batch", "average")
-    assert set(tmp_path.rglob("*")) == before

@@ -2,22 +2,25 @@
 
 import json
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
 from sctool.artifacts.model_folder import open_model
+from sctool.data.demo import BATCHES
 from sctool.data.phases import Phase, read_phases
 from sctool.engine.query import load_module
 from sctool.models.registry import BUILDERS
+from tests.cli.conftest import FLAGS, KEYS
 from tests.cli.test_commands import files, strict_json
 from tests.cli.test_inputs import assert_told
-from tests.cli.test_integrate import FLAGS, KEYS, MODEL, checkpoint, lung, results  # noqa: F401
+from tests.cli.test_integrate import MODEL, checkpoint, results
 
 
 @pytest.fixture
-def parts(lung, tmp_path):  # noqa: F811
+def parts(lung, tmp_path):
     """Two files: disjoint batches, a fifth of the genes different, one label new and one missing in the second."""
     protocol = lung.obs["batch"].isin(["sc_celseq2", "sc_dropseq"]).to_numpy()
     kind = lung.obs["cell_type"].astype(str).to_numpy()
@@ -88,7 +91,7 @@ def test_two_phases_with_other_batches_genes_and_labels(in_phases, parts, tmp_pa
             np.testing.assert_array_equal(now[name][kept], was[name])
 
 
-def test_labels_may_come_and_go(in_phases, lung, tmp_path):  # noqa: F811
+def test_labels_may_come_and_go(in_phases, lung, tmp_path):
     """Supervised, unsupervised, supervised: each loads the one before it, and the labels are kept on the way."""
     ran = in_phases(
         phase(tmp_path, "first", mode="supervised"),
@@ -144,7 +147,9 @@ def test_phases_twice_and_resumed(in_phases, tmp_path):
     assert in_phases(*phases, name="a").code == 0
     assert in_phases(*phases, name="b").code == 0
     for name in ("first", "second"):
-        assert files(checkpoint(tmp_path, f"a-{name}"))["model.safetensors"] == files(checkpoint(tmp_path, f"b-{name}"))["model.safetensors"]
+        assert (
+            files(checkpoint(tmp_path, f"a-{name}"))["model.safetensors"] == files(checkpoint(tmp_path, f"b-{name}"))["model.safetensors"]
+        )
     pd.testing.assert_frame_equal(*(pd.read_csv(results(tmp_path, n) / "phases.csv") for n in ("a", "b")))
     assert_told(in_phases(*phases, name="a"), "is there already", "--force")
     kept = files(checkpoint(tmp_path, "a-first"))
@@ -231,3 +236,23 @@ def test_a_broken_file_is_one_line_and_a_remedy(sctool, parts, tmp_path, case):
 def test_no_file_of_phases(sctool, tmp_path):
     assert_told(sctool("integrate", "--phases", "nowhere.yaml", *KEYS, *FLAGS), "no such file", "--phases")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_cells_of_the_first_phase_keep_their_types(sctool, lung, tmp_path):
+    """After a second phase with other batches, genes and labels; what the model replays is all it has of the first."""
+    a = ad.read_h5ad(BATCHES.path)
+    own = a.obs["batch"].isin(["sc_celseq2", "sc_dropseq"]).to_numpy()
+    first, second = a[own, :800].copy(), a[~own & (a.obs["cell_type"] != "H2228").to_numpy(), 160:960].copy()
+    for name, part in (("first", first), ("second", second)):
+        part.write_h5ad(tmp_path / f"{name}.h5ad")
+    phases = [{"name": name, "data": f"{name}.h5ad", "epochs": 80} for name in ("first", "second")]
+    write_phases(tmp_path, *phases)
+    assert sctool("integrate", "--phases", "phases.yaml", *KEYS, "--name", "r", "--no-score", "--quiet").code == 0
+    tables = []
+    for name in ("first", "second"):
+        words = ("--model", checkpoint(tmp_path, f"r-{name}"), "--name", name, "--no-score", "--quiet")
+        assert sctool("integrate", "first.h5ad", *words).code == 0
+        tables.append(pd.read_csv(results(tmp_path, name) / "cell_type_predictions.csv"))
+    assert (tables[0]["label"].to_numpy() == first.obs["cell_type"].to_numpy()).mean() > 0.95
+    assert (tables[0]["label"] == tables[1]["label"]).mean() >= 0.98

@@ -316,3 +316,14 @@ def test_genes_that_were_not_measured_leave_the_scale_of_the_input():
     with torch.inference_mode():
         mixed = whole(store_of(x, panel=np.arange(CELLS) % 2))
         assert torch.isfinite(net.loss(mixed).loss)
+
+
+def test_surgery_after_a_model_without_labels_trains_the_head_of_labels():
+    """The components were forgotten, so nothing of the head is old."""
+    old = network(labels=0)
+    new = network(labels=3, seed=9)
+    grow(new, old.state_dict(), 0)
+    keep_old(new, old.state_dict())
+    new.loss(whole(store_of(counts()))).loss.backward()
+    assert new.classifier.weight.grad is not None
+    assert new.classifier.weight.grad.any()
