@@ -1,5 +1,8 @@
 """``sctool integrate`` with wrong input, odd input, and settings that are seldom used."""
 
+import subprocess
+import sys
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -60,6 +63,13 @@ def test_a_model_without_a_diffusion(integrate, tmp_path):
     assert set(tmp_path.rglob("*")) == before
 
 
+def test_a_model_with_a_batch_key_that_is_not_there(integrate, tmp_path):
+    """A column of that name was asked for; all cells would be taken for ones of an unseen batch."""
+    assert integrate().code == 0
+    ran = integrate("--model", checkpoint(tmp_path), "--no-score", name="x", flags=(), keys=("--batch-key", "bach"))
+    assert_told(ran, "no column 'bach'", "did you mean 'batch'")
+
+
 def test_validation_cells_of_a_batch_without_training_cells(integrate, tmp_path):
     """As whole donors in validation may be."""
     words = ("--group-key", "protocol", "--set", "data.validation=0.3")
@@ -102,6 +112,20 @@ def test_settings_that_are_seldom_used(integrate, tmp_path, extra):
     assert np.isfinite(pd.read_csv(checkpoint(tmp_path) / "history.csv")["train_loss"]).all()
 
 
+def test_threads_are_as_many_as_were_asked_for(lung_file, tmp_path):
+    """In training too: numba, which chooses genes, sets the number for the whole process when it first runs."""
+    code = (
+        "import sys; from sctool.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "import torch; print('threads', torch.get_num_threads())"
+    )
+    words = ["train", "scvi", lung_file, "--out", tmp_path, "--epochs", "2", "--n-top-genes", "100", "--threads", "1", "--quiet"]
+    done = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "threads 1" in done.stdout
+
+
 @pytest.mark.gpu
 def test_on_a_gpu(integrate, tmp_path):
     for device in ("cpu", "cuda"):
@@ -124,7 +148,7 @@ def test_labels_do_not_leak_into_held_out_cells(sctool, tmp_path):
         words = ("--batch-key", "batch", "--label-key", "shuffled", "--mode", mode, "--hold-out", "part=test", "--epochs", "60")
         assert sctool("integrate", "a.h5ad", *words, "--no-score", "--quiet", "--name", mode).code == 0
         z = np.load(results(tmp_path, mode) / "latent_embeddings.npy")[test]
-        assert silhouette_score(z, a.obs["cell_type"][test]) > 0.1
+        assert silhouette_score(z, a.obs["cell_type"][test]) > 0.05
         # Against labels shuffled anew, since any labels that have nothing to do with the cells are below 0 where these are clustered.
         chance = np.mean([silhouette_score(z, rng.permutation(labels[test])) for _ in range(20)])
         assert abs(silhouette_score(z, labels[test]) - chance) < 0.03

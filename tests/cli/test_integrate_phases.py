@@ -17,6 +17,7 @@ from tests.cli.conftest import FLAGS, KEYS
 from tests.cli.test_commands import files, strict_json
 from tests.cli.test_inputs import assert_told
 from tests.cli.test_integrate import MODEL, checkpoint, results
+from tests.engine.test_stages import StopAt
 
 
 @pytest.fixture
@@ -159,6 +160,28 @@ def test_phases_twice_and_resumed(in_phases, tmp_path):
     assert files(checkpoint(tmp_path, "a-first")) == kept
     assert (checkpoint(tmp_path, "a-first") / "model.safetensors").stat().st_mtime_ns == times
     assert len(json.loads(ran.out)["phases"]) == 6
+
+
+@pytest.mark.parametrize("stage", ["transfer", "diffusion"])
+def test_a_phase_killed_and_resumed_ends_as_one_that_was_not(in_phases, tmp_path, monkeypatch, stage):
+    phases = phase(tmp_path, "first"), phase(tmp_path, "second")
+    kept = ("--set", "train.checkpoint_seconds=0", "--batch-size", "32")
+    assert in_phases(*phases, name="whole", words=kept).code == 0
+
+    reporters = iter([StopAt(-1), StopAt(3, stage)])  # of the first phase, and of the second
+    monkeypatch.setattr("sctool.engine.progress.TerminalReporter", lambda console: next(reporters))
+    with pytest.raises(RuntimeError, match="killed"):
+        in_phases(*phases, name="cut", words=kept)
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert not checkpoint(tmp_path, "cut-second").exists()
+    ran = in_phases(*phases, name="cut", words=(*kept, "--resume"))
+    assert ran.code == 0, ran.err
+    for name in ("first", "second"):
+        was, now = weights(tmp_path, f"whole-{name}"), weights(tmp_path, f"cut-{name}")
+        for key, tensor in was.items():
+            np.testing.assert_array_equal(now[key], tensor)
+    pd.testing.assert_frame_equal(*(pd.read_csv(results(tmp_path, n) / "phases.csv") for n in ("whole", "cut")))
 
 
 def test_going_on_from_a_trained_model(in_phases, sctool, tmp_path):
