@@ -22,9 +22,9 @@ from sctool.bench.unintegrated import unintegrated_pca
 from sctool.bench.zero_shot import Contestant
 from sctool.config import Config, IntegrateConfig
 from sctool.data.expression import read_expression
-from sctool.data.integration import labels_of
-from sctool.data.read import H5ad
-from sctool.engine.correct import prediction_table, target_batch, write_corrected
+from sctool.data.integration import check_targets, labels_of, target_batch
+from sctool.data.read import H5ad, near
+from sctool.engine.correct import prediction_table, write_corrected
 from sctool.engine.query import Query, open_query
 from sctool.engine.refine import Encoded, encode, refine
 from sctool.errors import SctoolError
@@ -94,10 +94,13 @@ def integrate_cells(folder: ModelFolder, path: Path, config: Config, say: Say = 
     """
     trained = Config.model_validate(folder.manifest["config"])
     vocabularies, wanted = folder.manifest["vocabularies"], config.integrate
+    check_targets(config.replaced({"diffusion.train_steps": trained.diffusion.train_steps}), vocabularies["batch"])
     target = target_batch(wanted.target_batch, vocabularies["batch"])
-    if wanted.refine and not trained.diffusion.train_steps:
-        raise SctoolError(f"{folder.path} was trained without a diffusion (diffusion.train_steps 0)", "train it with one, or don't refine")
     query = open_query(folder, BUILDERS["integrate"], path, config)
+    if config.data.batch_key and config.data.batch_key not in query.obs:
+        columns = list(map(str, query.obs.columns))
+        wrong = f"{path}: obs has no column {config.data.batch_key!r} (--batch-key); it has: {', '.join(columns[:20])}"
+        raise SctoolError(wrong, near(config.data.batch_key, columns))
     lines = [str(query.match)]
     if query.batches_known < 1:
         lines.append(f"note: {1 - query.batches_known:.0%} of the cells are from batches the model has not seen; placed as of any batch")

@@ -19,6 +19,8 @@ from sctool.config import Config
 from sctool.data.demo import BATCHES
 from sctool.data.integration import labels_of, prepare_integration
 from sctool.data.phases import Phase, in_words_of, with_replayed
+from sctool.data.read import H5ad
+from sctool.data.splits import select
 from sctool.engine.integrate import integration_stages, replay
 from sctool.engine.query import load_module, open_query
 from sctool.engine.refine import encode
@@ -86,7 +88,7 @@ def run_phases(
     results = out / "results" / "integrate" / run
     if not resume:
         check_free(results, force=force)
-    settings = [_settings(phase, config) for phase in phases]
+    settings = [_settings(phase, config, say) for phase in phases]
     before, models, rows, lines = first, [], [], []
     for number, (phase, own) in enumerate(zip(phases, settings, strict=True)):
         say(f"phase {number + 1} of {len(phases)}: {phase.name}")
@@ -110,12 +112,24 @@ def run_phases(
     return made
 
 
-def _settings(phase: Phase, config: Config) -> Config:
+def _settings(phase: Phase, config: Config, say: Say) -> Config:
     own = config.replaced(phase.settings())
     if own.data.path is None:
         own = own.replaced({"data.path": str(BATCHES.path), **{k: v for k, v in BATCHES.settings.items() if _empty(own, k)}})
     if not Path(str(own.data.path)).exists():
         raise SctoolError(f"phase {phase.name}: {own.data.path}: no such file", "mend the key data of that phase")
+    file, data = H5ad(Path(str(own.data.path))), own.data
+    try:  # before an earlier phase is trained
+        for key, flag in ((data.batch_key, "--batch-key"), (data.label_key, "--label-key")):
+            if key is not None:
+                file.column(key, flag)
+        for condition in (data.cells, data.hold_out):
+            if condition is not None:
+                select(file.obs, condition)
+    except SctoolError as error:
+        raise SctoolError(f"phase {phase.name}: {error.message}", error.hint) from None
+    if phase.output_checkpoint:
+        say(f"note: output_checkpoint has no effect; the model of phase {phase.name} goes to checkpoints/integrate/RUN-{phase.name}")
     return own
 
 
@@ -176,8 +190,6 @@ def _scores(folder: ModelFolder, config: Config) -> dict[str, float]:
 
 
 def _cells(obs: pd.DataFrame, config: Config) -> NDArray[np.int64]:
-    from sctool.data.splits import select
-
     own = select(obs, config.data.cells) if config.data.cells else np.ones(len(obs), bool)
     return np.flatnonzero(own & select(obs, config.data.hold_out) if config.data.hold_out else own)
 

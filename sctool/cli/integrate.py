@@ -32,6 +32,7 @@ def integrate(
     ] = None,
     model: Annotated[Path | None, typer.Option(help="Apply this model, checkpoints/integrate/RUN, instead of training one.")] = None,
     score: Annotated[bool | None, typer.Option("--score/--no-score", help="Score the codes beside the cells as they were.")] = None,
+    plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw the result, as `sctool plot` does.")] = True,
     phases: Annotated[
         Path | None, typer.Option(help="A YAML list of data sets to learn one after the other.", rich_help_panel=_MODEL)
     ] = None,
@@ -91,15 +92,19 @@ def integrate(
         results = session.out / "results" / "integrate" / (session.name or f"{path.stem}-by-{folder.name}")
         check_free(results, force=session.force)
     session.limit_threads()
-    _apply(session, folder, path, results)
+    _apply(session, folder, path, results, plots)
 
 
-def _apply(session: Session, folder: ModelFolder, path: Path, results: Path) -> None:
-    """Encode, refine, decode, score and write the cells of a file."""
+def _apply(session: Session, folder: ModelFolder, path: Path, results: Path, plots: bool) -> None:
+    """Encode, refine, decode, score, write and draw the cells of a file."""
     from sctool.bench.integrated import integrate_cells
 
     made = integrate_cells(folder, path, session.config, session.say)
     made.write(results, force=session.force or session.resume)
+    if plots and made.evaluation:
+        from sctool.report.draw import draw_runs
+
+        draw_runs([results], ["png"], session.say)
     rows = [[key, f"{value:.4g}" if isinstance(value, float) else str(value)] for key, value in made.figures.items()]
     tables = [score_table(results.name, ["figure", "value"], rows, "left")]
     if made.evaluation:

@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -122,8 +123,16 @@ def variable_genes(
         return detected
     import anndata as ad
     import scanpy as sc
+    import torch
 
-    cells = ad.AnnData(counts)
+    threads = torch.get_num_threads()
+    try:
+        return _ranked(ad.AnnData(counts), sc, n_top, batches, smallest_batch, logged)
+    finally:
+        torch.set_num_threads(threads)  # numba, which scanpy calls, sets the number of all OpenMP threads
+
+
+def _ranked(cells: Any, sc: Any, n_top: int, batches: NDArray[np.int64] | None, smallest_batch: int, logged: bool) -> NDArray[np.int64]:
     if logged:
         table = sc.pp.highly_variable_genes(cells, flavor="seurat", n_top_genes=n_top, inplace=False)
         return np.flatnonzero(table["highly_variable"].to_numpy())
@@ -141,6 +150,6 @@ def variable_genes(
             continue
         return np.flatnonzero(table["highly_variable"].to_numpy())
     raise SctoolError(
-        f"variable genes cannot be chosen from {counts.shape[0]} cells x {counts.shape[1]} genes (the variance fit is singular)",
+        f"variable genes cannot be chosen from {cells.shape[0]} cells x {cells.shape[1]} genes (the variance fit is singular)",
         "give --n-top-genes 0 to keep all genes, or more cells",
     )

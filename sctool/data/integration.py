@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ def prepare_integration(path: Path, config: Config, demo: Demo | None = None, *,
     if len(prepared.vocabularies["batch"]) < 2 and not few_batches:
         only = prepared.vocabularies["batch"].categories[0]
         raise SctoolError(f"all training cells are from one batch, {only!r}", "give another --batch-key; there is nothing to integrate")
+    if not few_batches:
+        check_targets(config, prepared.vocabularies["batch"].categories)
     if mode == "unsupervised" or data.label_key is None:
         return replace(prepared, about={**prepared.about, "mode": "unsupervised"})
     labels = labels_of(prepared.obs[data.label_key], config.integrate.unlabeled)
@@ -57,6 +60,40 @@ def prepare_integration(path: Path, config: Config, demo: Demo | None = None, *,
         codes={**prepared.codes, "label": vocabulary.codes(pd.Series(labels, dtype=object))},
         about={**prepared.about, "mode": mode, "notes": notes},
     )
+
+
+def target_batch(wanted: str, batches: Sequence[str]) -> str | int:
+    """``average``, ``source``, or the code of a batch given by name or number.
+
+    Raises
+    ------
+    SctoolError
+        If there is no such batch.
+    """
+    if wanted in ("average", "source"):
+        return wanted
+    if wanted in batches:
+        return list(batches).index(wanted)
+    if wanted.isdigit() and int(wanted) < len(batches):
+        return int(wanted)
+    raise SctoolError(
+        f"--target-batch {wanted!r} is not a batch of the model; it has: {', '.join(batches[:20])}", "or give average, or source"
+    )
+
+
+def check_targets(config: Config, batches: Sequence[str]) -> None:
+    """Refuse batches to decode as or to carry to that the model will not have, before it is trained."""
+    wanted = config.integrate
+    target_batch(wanted.target_batch, batches)
+    if wanted.refine_target != "auto" and wanted.refine_target not in batches:
+        raise SctoolError(
+            f"integrate.refine_target {wanted.refine_target!r} is not a batch of the model; it has: {', '.join(batches[:20])}",
+            "give one of them, or auto",
+        )
+    if wanted.refine and not config.diffusion.train_steps:
+        raise SctoolError(
+            "--ddpm-refine is not possible without a diffusion (diffusion.train_steps is 0)", "train with one, or don't refine"
+        )
 
 
 def labels_of(column: pd.Series, unlabeled: list[str]) -> NDArray[Any]:

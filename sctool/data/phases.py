@@ -31,7 +31,7 @@ class Phase(BaseModel):
     hold_out: str | None = None
     batch_key: str | None = None
     label_key: str | None = None
-    mode: Literal["auto", "supervised", "semi", "unsupervised"] = "auto"
+    mode: Literal["auto", "supervised", "semi", "unsupervised"] | None = None
     supervised: bool | None = None
     epochs: int | None = Field(None, ge=1, validation_alias=AliasChoices("epochs", "n_epochs"))
     transfer: Literal["replay", "finetune", "surgery"] | None = None

@@ -32,10 +32,12 @@ def quantile_map(
     zero_old_ng = np.exp(-old_theta * np.log1p(old / old_theta))
     change = ~((x_ng == 0) & (zero_old_ng / 2 <= zero_new_ng))
     mapped_ng = np.zeros(x_ng.shape, np.float32)
-    x, t, m = x_ng[change], old_theta[change], old[change]
-    below = np.where(x > 0, nbinom.cdf(x - 1, t, t / (t + m)), 0.0)
-    level = below + nbinom.pmf(x, t, t / (t + m)) / 2
-    t, m = new_theta_ng[change], new[change]
-    # A quantile of 1 in floating point would be infinite.
-    mapped_ng[change] = nbinom.ppf(np.minimum(level, 1 - 1e-12), t, t / (t + m))
+    x, t, p = x_ng[change], old_theta[change], (old_theta / (old_theta + old))[change]
+    half = nbinom.pmf(x, t, p) / 2
+    below, above = np.where(x > 0, nbinom.cdf(x - 1, t, p), 0.0) + half, nbinom.sf(x, t, p) + half
+    t, p = new_theta_ng[change], (new_theta_ng / (new_theta_ng + new))[change]
+    # In the upper half the mass above says more than that below, which is close to 1.
+    mapped = np.where(above < 0.5, nbinom.isf(np.maximum(above, 1e-300), t, p), nbinom.ppf(below, t, p))
+    same = (old_theta == new_theta_ng)[change] & (old == new)[change]
+    mapped_ng[change] = np.where(same, x, mapped)
     return mapped_ng

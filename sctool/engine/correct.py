@@ -15,28 +15,8 @@ from sctool.artifacts.cells import CHUNK_CELLS, Block, frame_of, write_cells
 from sctool.data.quantile_map import quantile_map
 from sctool.engine.query import Query
 from sctool.engine.refine import Encoded
-from sctool.errors import SctoolError
 
 WARNING = "decoded values are smoother than measured ones: don't take p-values of differential expression from them"
-
-
-def target_batch(wanted: str, batches: list[str]) -> str | int:
-    """``average``, ``source``, or the code of a batch given by name or number.
-
-    Raises
-    ------
-    SctoolError
-        If there is no such batch.
-    """
-    if wanted in ("average", "source"):
-        return wanted
-    if wanted in batches:
-        return batches.index(wanted)
-    if wanted.isdigit() and int(wanted) < len(batches):
-        return int(wanted)
-    raise SctoolError(
-        f"--target-batch {wanted!r} is not a batch of the model; it has: {', '.join(batches[:20])}", "or give average, or source"
-    )
 
 
 def write_corrected(

@@ -44,7 +44,9 @@ def integration_stages(setting: Setting, older: Integrator | None = None) -> Ite
                 tuning = config.train.model_copy(update={"epochs": config.integrate.finetune_epochs, "warmup": 0.0})
                 yield Stage("tuning", module, store, setting.sampler(), tuning, validation_rows)
     else:
-        yield _transfer(setting, older, validation_rows)
+        stage = _transfer(setting, older, validation_rows)
+        if any(parameter.requires_grad for parameter in first_stage(module).values()):  # surgery of nothing new changes nothing
+            yield stage
     if config.diffusion.train_steps:
         yield _diffusion(setting)
 
@@ -73,8 +75,7 @@ def _place(setting: Setting, first: int = 0, seen_c: torch.Tensor | None = None)
 def _transfer(setting: Setting, older: Integrator, validation_rows: NDArray[np.int64]) -> Stage:
     """Grow the older model, place its new labels, and train on; what may change depends on ``integrate.transfer``."""
     config, module, prepared = setting.config, setting.module, setting.prepared
-    old = older.state_dict()
-    grow(module, old, older.n_labels, config.seed)
+    old = grow(module, older.state_dict(), older.n_labels, config.seed)
     if module.n_labels or not bool(module.placed):
         _place(setting, older.n_labels, module.cells_cb.sum(1))
     sampler: Sampler = setting.sampler()
@@ -84,7 +85,7 @@ def _transfer(setting: Setting, older: Integrator, validation_rows: NDArray[np.i
         train = train.model_copy(update={"weight_decay": 0.0})
     else:
         train = train.model_copy(update={"lr": train.lr * config.integrate.lr_scale})
-        module.anchor = (config.integrate.anchor_weight, first_stage(module))
+        module.anchor = (config.integrate.anchor_weight, {name: p.detach().clone() for name, p in first_stage(module).items()})
     replayed = prepared.rows("replayed")
     if len(replayed):
         sampler = WithReplay(sampler, replayed, config.integrate.replay_share)
@@ -103,7 +104,7 @@ def _diffusion(setting: Setting) -> Stage:
     latents = LatentStore(
         mean_nl, sd_nl, {"type": type_n, "batch": prepared.codes["batch"][cells]}, prepared.obs.index[cells], store.device
     )
-    passes = max(1, round(STEPS_OF_AN_EPOCH * settings.batch_size / len(cells)))
+    passes = max(1, round(min(STEPS_OF_AN_EPOCH, settings.train_steps) * settings.batch_size / len(cells)))
     rows = np.tile(np.arange(len(cells)), passes)
     train = config.train.model_copy(
         update={
@@ -129,8 +130,8 @@ def panels(prepared: Prepared, old_genes: int) -> torch.Tensor:
 
 
 def first_stage(module: Any) -> dict[str, torch.Tensor]:
-    """Copies of the parameters of all but the diffusion."""
-    return {name: p.detach().clone() for name, p in module.named_parameters() if not name.startswith("diffusion.")}
+    """The parameters of all but the diffusion."""
+    return {name: parameter for name, parameter in module.named_parameters() if not name.startswith("diffusion.")}
 
 
 @torch.inference_mode()
@@ -142,6 +143,9 @@ def replay(module: Any, n: int, seed: int) -> tuple[sp.csr_matrix, dict[str, NDA
     counts, codes
         CSR of shape (n, genes), and the codes ``batch`` and ``label``; -1 where the model knows no labels.
     """
+    if n == 0:
+        nothing = np.empty(0, np.int64)
+        return sp.csr_matrix((0, len(module.network.rate.bias)), dtype=np.float32), {"batch": nothing, "label": nothing}
     generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     counts_cb = module.cells_cb.cpu().numpy()
     pair_n = rng.choice(counts_cb.size, n, p=counts_cb.ravel() / counts_cb.sum())

@@ -12,7 +12,6 @@ from sctool.config import IntegrateConfig
 from sctool.engine.device import in_chunks
 from sctool.engine.integrate import posteriors, probabilities
 from sctool.engine.query import Query
-from sctool.errors import SctoolError
 
 SDEDIT_DRAWS, SDEDIT_LAST = 8, 40
 
@@ -98,9 +97,7 @@ def targets(counts_cb: NDArray[np.int64], config: IntegrateConfig, batches: list
     enough_cb = counts_cb >= config.refine_min_cells
     if config.refine_target == "auto":
         star = int(np.lexsort((counts_cb.sum(0), enough_cb.sum(0)))[-1])
-    elif config.refine_target in batches:
-        star = batches.index(config.refine_target)
     else:
-        raise SctoolError(f"{config.refine_target!r} is not a batch of the model; it has: {', '.join(batches[:20])}", "give one of them")
+        star = batches.index(config.refine_target)
     fallback_c = np.where(enough_cb.any(1), counts_cb.argmax(1), len(batches))
     return np.where(enough_cb[:, star], star, fallback_c)

@@ -20,6 +20,8 @@ from sctool.engine.device import choose_device, in_chunks, own_randomness
 from sctool.engine.samplers import make_sampler
 from sctool.engine.trainer import Fit, Reporter, Rows, Store, Trainer
 
+_SAMPLER = "sampler/"
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -48,7 +50,7 @@ class Setting:
         """A new sampler of the training cells, as the configuration wants it."""
         config, prepared = self.config, self.prepared
         key = config.data.label_key
-        labels = prepared.obs[key].astype(object).fillna("").astype(str).to_numpy() if key else None
+        labels = prepared.obs[key].astype(object).where(prepared.obs[key].notna(), "").astype(str).to_numpy() if key else None
         return make_sampler(prepared.rows("train"), config.train, config.ar, labels=labels, embedding=prepared.embedding)
 
 
@@ -114,11 +116,15 @@ def run_training(
             done = place.stage(number)
             if place.resume and done.exists():
                 tensors, note = load_tensors(done)
-                module.load_state_dict(tensors)
+                module.load_state_dict({name: tensor for name, tensor in tensors.items() if not name.startswith(_SAMPLER)})
+                stage.sampler.state |= {
+                    name.removeprefix(_SAMPLER): tensor.numpy() for name, tensor in tensors.items() if name.startswith(_SAMPLER)
+                }
                 fits[stage.name] = Fit(**note)
             else:
                 fits[stage.name] = _train(stage, config.seed + number, place, reporter)
-                save_tensors(done, module.state_dict(), vars(fits[stage.name]))
+                state = {f"{_SAMPLER}{name}": torch.from_numpy(array) for name, array in stage.sampler.state.items()}
+                save_tensors(done, {**module.state_dict(), **state}, vars(fits[stage.name]))
                 place.state.unlink(missing_ok=True)
             if stage.store is store:
                 sampler = stage.sampler

@@ -343,6 +343,7 @@ class Trainer:
             self.state_path,
             tensors,
             {
+                "title": self.title,
                 "numpy": self.rng.bit_generator.state,
                 "epoch": self._epoch,
                 "cursor": self._cursor,
@@ -356,6 +357,8 @@ class Trainer:
     def _load(self) -> None:
         assert self.state_path is not None
         tensors, note = load_tensors(self.state_path)
+        if note.get("title", self.title) != self.title:
+            return  # of the stage before, which is done
 
         def under(prefix: str) -> dict[str, Tensor]:
             return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -72,8 +72,8 @@ class Diffusion:
         return len(self.beta)
 
     def _at(self, values: Tensor, index_n: Tensor | int, like: Tensor) -> Tensor:
-        """Of each cell, as a column."""
-        picked = values[index_n].to(like)
+        """Of each cell, as a column, where ``like`` is."""
+        picked = values[index_n.cpu() if isinstance(index_n, Tensor) else index_n].to(like)
         return picked.unsqueeze(-1) if picked.ndim else picked
 
     def noised(self, z0_nl: Tensor, index_n: Tensor | int, eps_nl: Tensor) -> Tensor:
@@ -103,7 +103,8 @@ class Diffusion:
 
     def weight(self, index_n: Tensor, cap: float = 5.0) -> Tensor:
         """Of the squared error of v: min(SNR, cap) / (SNR + 1), shape (cells,)."""
-        snr = self.abar[index_n] / (1 - self.abar[index_n])
+        abar = self.abar[index_n.cpu()]
+        snr = abar / (1 - abar)
         return snr.clamp(max=cap) / (snr + 1)
 
     def grid(self, last: int, points: int) -> list[int]:
@@ -211,13 +212,13 @@ class LatentDiffusion(nn.Module):
         n, device = len(batch.mean_nl), batch.mean_nl.device
         z_nl = batch.mean_nl + batch.sd_nl * torch.randn_like(batch.sd_nl)
         z_nl = (z_nl - self.centre_l) / self.scale_l
-        index_n = torch.randint(len(self.process), (n,), device=device)
+        index_n = torch.randint(len(self.process), (n,))  # on the CPU, where the tables are
         eps_nl = torch.randn_like(z_nl)
         zt_nl, v_nl = self.process.noised(z_nl, index_n, eps_nl), self.process.velocity(z_nl, index_n, eps_nl)
         type_n, batch_n = batch.codes["type"], batch.codes["batch"]
         type_n = torch.where(torch.rand(n, device=device) < self.config.drop_type, self.n_types, type_n)
         batch_n = torch.where(torch.rand(n, device=device) < self.config.drop_batch, self.n_batches, batch_n)
-        error_n = (self.denoiser(zt_nl, index_n, type_n, batch_n) - v_nl).square().mean(1)
+        error_n = (self.denoiser(zt_nl, index_n.to(device), type_n, batch_n) - v_nl).square().mean(1)
         eps_error = (self.process.abar[index_n].to(error_n) * error_n).mean()
         loss = (self.process.weight(index_n).to(error_n) * error_n).mean()
         return Terms(loss, {"eps": eps_error.detach()}, batch.mean_nl)

@@ -124,7 +124,7 @@ class Integrator(nn.Module):
         other_n = (batch_n[:half] + shift_n) % self.n_batches
         again_ng = (1e4 * self.network.proportions(z_nl[:half], {"batch": other_n})).log1p()
         again_nl, _ = self.network.encoder(again_ng, other_n)
-        spread_l = mean_nl.detach().std(0).clamp_min(0.05)
+        spread_l = mean_nl.detach().std(0, unbiased=False).clamp_min(0.05)
         return ((again_nl - mean_nl[:half]) / spread_l).square().sum(1).mean()
 
     @torch.inference_mode()
@@ -146,7 +146,7 @@ class Integrator(nn.Module):
             for batch in batches
         ]
         class_n, batch_n, depth_n = (torch.cat(parts) for parts in zip(*seen, strict=True))
-        for b in batch_n.unique().tolist():
+        for b in batch_n[batch_n < self.n_batches].unique().tolist():
             own = batch_n == b
             self.cells_cb[:, b] = torch.bincount(class_n[own], minlength=self.n_classes)
             self.depth_b2[b] = torch.stack([depth_n[own].mean(), depth_n[own].std(unbiased=False)])

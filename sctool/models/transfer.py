@@ -22,7 +22,7 @@ NOISE = 0.01
 
 
 @torch.no_grad()
-def grow(module: Integrator, old: Mapping[str, Tensor], old_labels: int, seed: int = 0) -> None:
+def grow(module: Integrator, old: Mapping[str, Tensor], old_labels: int, seed: int = 0) -> dict[str, Tensor]:
     """Load the weights of a smaller model.
 
     Parameters
@@ -33,11 +33,17 @@ def grow(module: Integrator, old: Mapping[str, Tensor], old_labels: int, seed: i
         Tensors of the old one.
     old_labels
         How many it knew; where it knew none and the new one does, its free components are forgotten.
+
+    Returns
+    -------
+    The old tensors that are carried over.
     """
     generator = torch.Generator().manual_seed(seed)
     forget = old_labels == 0 and module.n_labels > 0
+    forgotten = ("prior.", "classifier.", "diffusion.denoiser.of_type", "placed", "cells_cb")
+    carried = {name: tensor for name, tensor in old.items() if not (forget and name.startswith(forgotten))}
     for name, tensor in module.state_dict().items():
-        if name not in old or (forget and name.startswith(("prior.", "classifier.", "diffusion.denoiser.of_type", "placed", "cells_cb"))):
+        if name not in carried:
             if ".offsets." in name:
                 tensor.zero_()
             continue
@@ -48,9 +54,9 @@ def grow(module: Integrator, old: Mapping[str, Tensor], old_labels: int, seed: i
             tensor.copy_(was[-1].expand_as(tensor))
             tensor[: len(was) - 1] = was[:-1]
         elif ".offsets." in name or (name.endswith("log_theta") and was.ndim == 2 and len(was) < len(tensor)):
-            new = was.mean(0) + NOISE * torch.randn(len(tensor) - len(was), tensor.shape[1], generator=generator).to(tensor)
+            new = was.mean(0) + NOISE * torch.randn(len(tensor) - len(was), was.shape[1], generator=generator).to(tensor)
             tensor[: len(was), : was.shape[1]] = was
-            tensor[len(was) :, : was.shape[1]] = new[:, : was.shape[1]]
+            tensor[len(was) :, : was.shape[1]] = new
             tensor[:, was.shape[1] :] = was.median()
         elif name.endswith(("rate.bias", "zero.bias", "log_theta")):
             tensor[..., : was.shape[-1]] = was
@@ -58,6 +64,7 @@ def grow(module: Integrator, old: Mapping[str, Tensor], old_labels: int, seed: i
         else:
             tensor.zero_()
             tensor[tuple(slice(0, n) for n in was.shape)] = was
+    return carried
 
 
 def keep_old(module: Integrator, old: Mapping[str, Tensor]) -> None:
