@@ -25,7 +25,9 @@ def test_pages_have_commands():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_of_a_page(page, small, tmp_path):
     """In one folder, in order, with few epochs and small files under the names the pages use."""
-    (tmp_path / "config.yaml").write_text("train: {epochs: 2}\nthreads: 1\nintegrate: {finetune_epochs: 2, score: false}\ndiffusion: {train_steps: 20}\n")
+    (tmp_path / "config.yaml").write_text(
+        "train: {epochs: 2}\nthreads: 1\nintegrate: {finetune_epochs: 2, score: false}\ndiffusion: {train_steps: 20}\n"
+    )
     a = small.copy()
     a.obs["donor"] = a.obs["donor"].astype(str)
     a.obs["condition"] = np.random.default_rng(2).choice(["control", "stimulated"], a.n_obs)

@@ -107,12 +107,13 @@ def run_training(
         torch.manual_seed(config.seed)
         module = build(config, sizes).to(device)
     setting = Setting(module, store, prepared, config)
-    setting.sampler()  # what is wrong with its settings comes to light before anything is written
-    place.open(run_settings(name, config, prepared))
     try:
         fits: dict[str, Fit] = {}
         sampler: Sampler | None = None
         for number, stage in enumerate(stages(setting)):
+            trainer = _trainer(stage, config.seed + number, place, reporter)
+            if number == 0:  # nothing is written before all is set up
+                place.open(run_settings(name, config, prepared))
             done = place.stage(number)
             if place.resume and done.exists():
                 tensors, note = load_tensors(done)
@@ -122,7 +123,7 @@ def run_training(
                 }
                 fits[stage.name] = Fit(**note)
             else:
-                fits[stage.name] = _train(stage, config.seed + number, place, reporter)
+                fits[stage.name] = trainer.fit(resume=place.resume)
                 state = {f"{_SAMPLER}{name}": torch.from_numpy(array) for name, array in stage.sampler.state.items()}
                 save_tensors(done, {**module.state_dict(), **state}, vars(fits[stage.name]))
                 place.state.unlink(missing_ok=True)
@@ -138,7 +139,7 @@ def run_training(
         place.close()
 
 
-def _train(stage: Stage, seed: int, place: RunPlace, reporter: Reporter | None) -> Fit:
+def _trainer(stage: Stage, seed: int, place: RunPlace, reporter: Reporter | None) -> Trainer:
     return Trainer(
         stage.module,
         stage.store,
@@ -149,7 +150,7 @@ def _train(stage: Stage, seed: int, place: RunPlace, reporter: Reporter | None) 
         reporter=reporter,
         state_path=place.state,
         title=stage.name,
-    ).fit(resume=place.resume)
+    )
 
 
 def _save(
@@ -172,7 +173,8 @@ def _save(
     if sampler is not None and "weights" in sampler.state:
         cells.loc[train_rows, "weight"] = sampler.state["weights"] * len(train_rows)
     cells = cells[cells["split"] != "replayed"]
-    history = pd.concat([pd.DataFrame(fit.history).assign(**({"stage": stage} if len(fits) > 1 else {})) for stage, fit in fits.items()])
+    histories = [pd.DataFrame(fit.history).assign(**({"stage": stage} if len(fits) > 1 else {})) for stage, fit in fits.items()]
+    history = pd.concat(histories) if histories else pd.DataFrame(columns=["epoch"])  # surgery may have found nothing to train
     return save_model(
         place.folder,
         name,
