@@ -22,10 +22,10 @@ demo: setup  ## train scVI with and without adaptive resampling on the bundled c
 	$(BIN)/sctool plot $(DEMO)/checkpoints/scvi/standard $(DEMO)/checkpoints/scvi/ar $(DEMO)/results/scvi/ar $(DEMO)/results/classification/demo $(DEMO)/results/reconstruction/demo
 
 test: setup  ## all but the slow tests, under 8 minutes on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(N_TESTS) -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(N_TESTS) --dist worksteal -m "not slow"
 
 test-all: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(N_TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(N_TESTS) --dist worksteal
 
 $(VENV)/.dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
