@@ -88,10 +88,10 @@ def integrate(
             check_free(results, force=session.force)
         folder = train_model(session, "integrate", path)
     else:
+        session.limit_threads()
         folder = open_model(model, "integrate")
         results = session.out / "results" / "integrate" / (session.name or f"{path.stem}-by-{folder.name}")
         check_free(results, force=session.force)
-    session.limit_threads()
     _apply(session, folder, path, results, plots)
 
 

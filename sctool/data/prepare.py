@@ -49,13 +49,8 @@ class Prepared:
     kept: tuple[str, ...] = ()
     """Columns of obs that the model folder's table of cells keeps, beside those of labels and batches."""
 
-    measured: NDArray[np.bool_] | None = None
+    measured_g: NDArray[np.bool_] | None = None
     """Which of the model's genes the file has, where it may lack some; shape (genes,)."""
-
-    @property
-    def measured_g(self) -> NDArray[np.bool_]:
-        """Which of the model's genes the file has."""
-        return np.ones(len(self.columns), bool) if self.measured is None else self.measured
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -126,6 +126,7 @@ def _diffusion(setting: Setting) -> Stage:
 def panels(prepared: Prepared, old_genes: int) -> torch.Tensor:
     """Genes that are measured in the real cells of a phase, and in the replayed ones, shape (2, genes)."""
     replayed_g = np.arange(len(prepared.columns)) < old_genes
+    assert prepared.measured_g is not None
     return torch.from_numpy(np.stack([prepared.measured_g, replayed_g]))
 
 
