@@ -33,6 +33,9 @@ MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
         "train.patience": 20,
     },
     "integrate": {"data.validation": 0.0, "train.warmup": 1.0},
+    "classify": {"data.n_top_genes": 3000},
+    "curve": {"data.n_top_genes": 3000},
+    "novelty": {"data.n_top_genes": 3000},
 }
 """Where a model's defaults differ from those below, which are scVI's."""
 
@@ -179,6 +182,63 @@ class DiffusionConfig(Section):
     drop_batch: float = Field(0.3, ge=0, lt=1)
 
 
+class ClassifyConfig(Section):
+    """Classification: features, models, what is held out, and how far the answers are to be trusted."""
+
+    models: list[str] = ["lr", "svm", "xgb"]
+    features: str = "hvg"
+    markers: int = Field(500, ge=0)
+    thin: int = Field(0, ge=0)
+    unit_length: bool = True
+    split_key: str | None = None
+    split_train: list[str] = []
+    split_test: list[str] = []
+    missing_labels: list[str] = ["nan", "NA", "None", "", "Unknown", "unknown", "unassigned"]
+    min_cells: int = Field(1, ge=1)
+    max_cells: int | None = Field(None, ge=1)
+    cv: str = "auto"
+    inner_folds: int = Field(3, ge=2)
+    imbalance: Literal["none", "balanced", "sqrt", "oversample", "smote"] = "balanced"
+    calibrate: Literal["temperature", "isotonic", "none"] = "temperature"
+    reject: str = "quantile:0.95"
+    tune: bool = False
+    explain: bool = False
+    lr_c: float = Field(0.1, gt=0)
+    svm_c: float = Field(0.01, gt=0)
+    rf: dict[str, Any] = {"n_estimators": 500, "max_features": "sqrt", "min_samples_leaf": 1}
+    xgb: dict[str, Any] = {
+        "max_rounds": 300,
+        "eta": 0.1,
+        "max_depth": 4,
+        "subsample": 0.8,
+        "colsample_bytree": 0.3,
+        "min_child_weight": 1.0,
+    }
+    vote: str | None = None
+    min_share: float = Field(0.0, ge=0, le=1)
+    hierarchy: str | None = None
+    back_off: float = Field(0.8, gt=0, le=1)
+
+
+class CurveConfig(Section):
+    """Learning curves."""
+
+    by: Literal["groups", "cells"] = "groups"
+    repeats: int = Field(5, ge=1)
+    fractions: list[float] = [0.01, 0.03, 0.1, 0.3, 1.0]
+
+
+class NoveltyConfig(Section):
+    """Detectors of cells that are of no known type."""
+
+    methods: list[str] = []
+    alpha: float = Field(0.05, gt=0, lt=1)
+    n_components: int = Field(50, ge=2)
+    novel_key: str | None = None
+    novel_value: str | None = None
+    hold_out: str | None = None
+
+
 class EvalConfig(Section):
     """How embeddings and predictions are scored."""
 
@@ -201,6 +261,9 @@ class Config(Section):
     scgen: SCGenConfig = SCGenConfig()
     integrate: IntegrateConfig = IntegrateConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
+    classify: ClassifyConfig = ClassifyConfig()
+    curve: CurveConfig = CurveConfig()
+    novelty: NoveltyConfig = NoveltyConfig()
     eval: EvalConfig = EvalConfig()
 
     def replaced(self, settings: dict[str, Any]) -> Config:

@@ -76,6 +76,20 @@ def write_json(path: Path, value: Any) -> None:
         partial.write_text(json.dumps(strict(value), indent=2, allow_nan=False) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises
+    ------
+    SctoolError
+        If it is cut short or damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SctoolError(f"{path} cannot be read: {error}", "copy the folder again, or run its command again") from None
+
+
 def strict(value: Any) -> Any:
     """Copy of a tree of dicts, lists and scalars that strict JSON can hold."""
     if isinstance(value, dict):

@@ -22,7 +22,7 @@ from sctool.artifacts.tensors import load_tensors, save_tensors
 from sctool.errors import SctoolError
 
 FORMAT = 1
-_PACKAGES = ("sctool", "torch", "numpy", "scipy", "anndata", "scanpy", "scikit-learn", "pandas", "safetensors")
+_PACKAGES = ("sctool", "torch", "numpy", "scipy", "anndata", "scanpy", "scikit-learn", "xgboost", "pandas", "safetensors")
 _OF_NO_EFFECT = (
     *("path", "cache_dir", "backed", "inference_chunk", "checkpoint_seconds"),
     *(f"integrate.{key}" for key in ("score", "refine", "refine_method", "refine_steps", "refine_grid")),
@@ -73,7 +73,12 @@ class ModelFolder:
 
 
 def save_model(
-    folder: Path, model: str, weights: dict[str, Tensor], contents: dict[str, Any], tables: dict[str, pd.DataFrame]
+    folder: Path,
+    model: str,
+    weights: dict[str, Tensor],
+    contents: dict[str, Any],
+    tables: dict[str, pd.DataFrame],
+    files: dict[str, bytes] | None = None,
 ) -> ModelFolder:
     """Write a model folder atomically.
 
@@ -87,12 +92,16 @@ def save_model(
         What the manifest holds beyond format, versions and command: config, genes, vocabularies, data, seed, metrics.
     tables
         Written as ``NAME.csv``.
+    files
+        Written as they are.
     """
     manifest = {"format": FORMAT, "model": model, **contents, "versions": versions(), "command": command()}
     with atomic_folder(folder) as partial:
         save_tensors(partial / "model.safetensors", weights)
         for name, table in tables.items():
             table.to_csv(partial / f"{name}.csv", index=False)
+        for name, content in (files or {}).items():
+            (partial / name).write_bytes(content)
         write_json(partial / "manifest.json", manifest)
     return ModelFolder(folder, strict(manifest))
 

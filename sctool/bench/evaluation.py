@@ -40,6 +40,8 @@ class Evaluation:
     """The scores that say who is behind; none: the first of ``columns``."""
     notes: tuple[str, ...] = ()
     """Lines printed after the verdict."""
+    files: dict[str, Any] = field(default_factory=dict)
+    """Further files by name: text, or what becomes JSON."""
 
     @property
     def summary(self) -> pd.DataFrame:
@@ -49,10 +51,10 @@ class Evaluation:
     @property
     def paired(self) -> dict[str, dict[str, Paired]]:
         """Each other arm against ``standard``, by arm and score, paired over training seeds (and groups); empty where none has both."""
+        if "standard" not in set(self.scores["arm"]):
+            return {}
         runs = self.scores[~self.scores["arm"].isin(_UNTRAINED)].groupby(["arm", *self.pair_by])[list(self.columns)].mean()
         arms = list(runs.index.unique("arm"))
-        if "standard" not in arms:
-            return {}
         out = {}
         for arm in arms:
             shared = runs.loc[arm].index.intersection(runs.loc["standard"].index)
@@ -98,6 +100,12 @@ class Evaluation:
         for name, array in self.arrays.items():
             with atomic_file(folder / f"{name}.npy") as partial, partial.open("wb") as file:
                 np.save(file, array)
+        for name, content in self.files.items():
+            if isinstance(content, str):
+                with atomic_file(folder / name) as partial:
+                    partial.write_text(content)
+            else:
+                write_json(folder / name, content)
         (folder / "umap.csv").unlink(missing_ok=True)  # of older arrays
         write_json(folder / "metrics.json", self.metrics)
 

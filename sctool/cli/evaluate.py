@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sctool.cli import options as o
+from sctool.cli.many import ManyValues
 from sctool.cli.session import Session, evaluation_table
 from sctool.errors import SctoolError
 
@@ -170,6 +171,39 @@ def scgen(
 
     made = evaluate_responses(predictions, data, session.config, session.say)
     _finish(session, results, made, beside=beside is not None)
+
+
+@app.command("classify", cls=ManyValues)
+def classify(
+    data: Annotated[Path | None, typer.Option("--truth", help="The .h5ad with the true labels.")] = None,
+    predictions: Annotated[list[Path] | None, typer.Option("--pred", help="predictions.csv of any tool, or its folder; several.")] = None,
+    label_key: o.ScoreLabelKey = None,
+    pred_column: Annotated[str | None, typer.Option(help="Their column of labels. Default: label, y_pred, ...")] = None,
+    label_map: Annotated[Path | None, typer.Option(help="TSV: predicted label, what the truth calls it.")] = None,
+    hierarchy: Annotated[Path | None, typer.Option(help="TSV: child, parent; adds the hierarchical F1.")] = None,
+    group_key: o.GroupKey = None,
+    name: o.Name = None,
+    out: o.Out = None,
+    seed: o.Seed = None,
+    config: o.ConfigFile = None,
+    set_: o.Set = None,
+    force: o.Force = False,
+    json_: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Called cell types of any tool against the truth, beside the commonest label; writes results/classify/RUN/."""
+    session = Session({k: v for k, v in locals().items() if k != "hierarchy"}, "classify")
+    if not predictions:
+        raise SctoolError("nothing to score", "give --pred predictions.csv")
+    path = session.data_path(data)
+    names = [p.parent if p.name == "predictions.csv" and p.parent.name else p for p in predictions]
+    results = _place(session, "classify", [p.with_name(f"{p.name}-against-{path.stem}") for p in names], [])
+    from sctool.bench.labels import evaluate_labels
+
+    made = evaluate_labels(
+        predictions, path, session.config, column=pred_column, label_map=label_map, hierarchy=hierarchy, say=session.say
+    )
+    _finish(session, results, made, shown=made.columns)
 
 
 def _place(session: Session, task: str, models: list[Path], embeddings: list[str]) -> Path:

@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from sctool.cli import classify
 from sctool.cli import options as o
 from sctool.cli.session import Session, score_table
 from sctool.errors import SctoolError
 
 app = typer.Typer(no_args_is_help=True, help="Apply a trained model to new cells.")
+app.command("classify")(classify.predict)
 
 
 @app.command("scvi")

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sctool.cli import classify, curve
 from sctool.cli import options as o
+from sctool.cli.many import ManyValues
 from sctool.cli.session import Session, score_table
 
 if TYPE_CHECKING:
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from sctool.data.prepare import Prepared
 
 app = typer.Typer(no_args_is_help=True, help="Train a model; every torch model takes --ar.")
+app.command("classify", cls=ManyValues)(classify.train)
+app.command("curve", cls=ManyValues)(curve.curve)
 _MODEL = "Model"
 
 

@@ -38,4 +38,4 @@ TREATED = Demo(
     },
 )
 BATCHES = Demo("batches.h5ad", {"data.batch_key": "batch", "data.label_key": "cell_type"})
-DEMOS = {"scvi": CELLS, "scgen": TREATED, "integrate": BATCHES}
+DEMOS = {"scvi": CELLS, "scgen": TREATED, "integrate": BATCHES, "classify": BATCHES, "curve": BATCHES, "novelty": BATCHES}

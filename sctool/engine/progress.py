@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -73,3 +75,31 @@ class TerminalReporter:
             self._bar = None
         seconds = time.monotonic() - self._began
         self.console.print(f"{self._title}{message} ({seconds:.0f} s, {self._cells / max(seconds, 1e-9):,.0f} cells/s)", highlight=False)
+
+
+@contextmanager
+def counted(console: Console | None) -> Iterator[Callable[[str, int, int], None]]:
+    """A function that tells which of so many pieces of work begins: a bar on a terminal, else a line every half minute; None is quiet."""
+    if console is None:
+        yield lambda what, number, total: None
+        return
+    began = said = time.monotonic()
+    bar = Progress(
+        TextColumn("{task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"), console=console, transient=True
+    )
+    task = bar.add_task("", total=None) if console.is_terminal else None
+
+    def tell(what: str, number: int, total: int) -> None:
+        nonlocal said
+        if task is not None:
+            bar.update(task, completed=number - 1, total=total, description=what)
+        elif time.monotonic() - said > SECONDS_BETWEEN_LINES:
+            said = time.monotonic()
+            console.print(f"{number - 1} of {total} fits done after {said - began:.0f} s; now {what}", highlight=False)
+
+    if task is not None:
+        bar.start()
+    try:
+        yield tell
+    finally:
+        bar.stop()
