@@ -30,9 +30,11 @@ def simulate(path, cells, genes, density, seed=0):
     cumulative = [np.cumsum(base * rng.lognormal(0, 0.5, genes)) for _ in range(20)]
     draws = int(density * genes * 1.17)  # several fall on the same gene
     names = [np.array([f"{letter}{i}" for i in range(n)], dtype=object) for letter, n in (("c", cells), ("g", genes))]
+    type_n = rng.integers(20, size=cells)
+    obs = pd.DataFrame({"cell_type": [f"type{t}" for t in type_n], "donor": [f"donor{i % 8}" for i in range(cells)]}, index=names[0])
     with h5py.File(path, "w") as file:
         file.attrs["encoding-type"], file.attrs["encoding-version"] = "anndata", "0.1.0"
-        write_elem(file, "obs", pd.DataFrame(index=names[0]))
+        write_elem(file, "obs", obs)
         write_elem(file, "var", pd.DataFrame(index=names[1]))
         group = file.create_group("X")
         group.attrs["encoding-type"], group.attrs["encoding-version"], group.attrs["shape"] = "csr_matrix", "0.1.0", (cells, genes)
@@ -41,8 +43,8 @@ def simulate(path, cells, genes, density, seed=0):
         ends = [0]
         for start in range(0, cells, 2000):
             columns, counts = [], []
-            for _ in range(min(2000, cells - start)):
-                profile = cumulative[rng.integers(20)]
+            for cell in range(start, min(cells, start + 2000)):
+                profile = cumulative[type_n[cell]]
                 column, count = np.unique(np.searchsorted(profile, rng.random(draws) * profile[-1]), return_counts=True)
                 columns.append(column)
                 counts.append(count)

@@ -33,8 +33,8 @@ MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
         "train.patience": 20,
     },
     "integrate": {"data.validation": 0.0, "train.warmup": 1.0},
-    "classify": {"data.n_top_genes": 3000},
-    "curve": {"data.n_top_genes": 3000},
+    "classify": {"data.n_top_genes": 3000, "train.lr": 5e-4},
+    "curve": {"data.n_top_genes": 3000, "train.lr": 5e-4},
     "novelty": {"data.n_top_genes": 3000},
 }
 """Where a model's defaults differ from those below, which are scVI's."""
@@ -185,7 +185,7 @@ class DiffusionConfig(Section):
 class ClassifyConfig(Section):
     """Classification: features, models, what is held out, and how far the answers are to be trusted."""
 
-    models: list[str] = ["lr", "svm", "xgb"]
+    models: list[str] = ["lr", "svm"]
     features: str = "hvg"
     markers: int = Field(500, ge=0)
     thin: int = Field(0, ge=0)

@@ -151,6 +151,8 @@ class RunPlace:
         ``OUT/checkpoints/MODEL/RUN``.
     resume, force
         The flags of the command.
+    marker
+        The file that a finished run has.
 
     Raises
     ------
@@ -158,14 +160,14 @@ class RunPlace:
         If a finished or unfinished run of that name is there and neither flag was given.
     """
 
-    def __init__(self, folder: Path, *, resume: bool, force: bool) -> None:
+    def __init__(self, folder: Path, *, resume: bool, force: bool, marker: str = "manifest.json") -> None:
         self.folder = folder
         self.part = folder.with_name(folder.name + ".part")
         self.state = self.part / "state.safetensors"
         self.resume = resume
         self.saved = False
         """Set once the model folder is written; the state is then of no more use."""
-        there = (folder / "manifest.json").exists()
+        there = (folder / marker).exists()
         self.finished = there and not force and not (resume and self.begun)
         if self.finished and not resume:
             raise SctoolError(f"{folder} is there already", "give another --name, --force to replace it, or --resume to keep it")

@@ -16,6 +16,7 @@ from sctool.data.labelled import Labelled
 from sctool.engine.annotate import confidence_columns
 from sctool.engine.classify import Fitted
 from sctool.metrics import classify as m
+from sctool.metrics import confusions as calls
 from sctool.models.classify.registry import BASELINES
 from sctool.models.classify.reject import coverage_table
 
@@ -33,6 +34,8 @@ class Answers:
     rejected: list[NDArray[np.bool_]] = field(default_factory=list)
     trained: list[NDArray[np.bool_]] = field(default_factory=list)
     folds: list[str] = field(default_factory=list)
+    sets: list[NDArray[np.bool_]] = field(default_factory=list)
+    """With a conformal rule: the types each cell may be, shape (cells, classes)."""
     promise: str = ""
 
     @property
@@ -44,6 +47,23 @@ class Answers:
     def fold_n(self) -> NDArray[Any]:
         """The fold of each."""
         return np.repeat(self.folds, [len(rows) for rows in self.rows])
+
+    @property
+    def set_nc(self) -> NDArray[np.bool_] | None:
+        """The sets of a conformal rule."""
+        return np.concatenate(self.sets) if self.sets else None
+
+    def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """The answers to the last fold, as arrays and what else there is, for :meth:`restore`."""
+        arrays = {"rows": self.rows[-1], "p_nc": self.p_nc[-1], "rejected": self.rejected[-1], "trained": self.trained[-1]}
+        return arrays | ({"sets": self.sets[-1]} if self.sets else {}), {"fold": self.folds[-1], "promise": self.promise}
+
+    def restore(self, arrays: dict[str, NDArray[Any]], note: dict[str, Any]) -> None:
+        """Take up the answers to a fold that was done before an interruption."""
+        for name, array in arrays.items():
+            getattr(self, name).append(array)
+        self.folds.append(note["fold"])
+        self.promise = note["promise"]
 
     def add(self, fold: Fold, fitted: Fitted, cells: Labelled, classes: NDArray[Any]) -> None:
         """Answer the test cells of a fold."""
@@ -59,6 +79,10 @@ class Answers:
         self.rejected.append(fitted.rejector.rejects(local_nc))
         self.trained.append(trained_c)
         self.folds.append(fold.name)
+        if fitted.rejector.kind == "conformal":
+            sets_nc = np.zeros((len(fold.test), len(classes)), bool)
+            sets_nc[:, at] = fitted.rejector.sets(local_nc)
+            self.sets.append(sets_nc)
         self.promise = fitted.rejector.promise
 
 
@@ -80,30 +104,31 @@ def evaluate(answers: dict[str, Answers], chosen: list[str], cells: Labelled, cl
             answer.rows, answer.p_nc, answer.rejected, answer.trained, answer.folds, strict=True
         ):
             rows.append(
-                {"name": name, "arm": arm, "fold": fold, "cells": len(part)} | _scores(truth_of[part], p_nc, rejected, names, trained)
+                {"name": name, "arm": arm, "fold": fold, "cells": len(part)} | fold_scores(truth_of[part], p_nc, rejected, names, trained)
             )
         part, p_nc, rejected = answer.pooled
         truth_n, predicted_n, trained = truth_of[part], p_nc.argmax(1), np.any(answer.trained, axis=0)
-        groups_n = answer.fold_n if cells.groups_n is None else cells.groups_n[part]
+        groups_n = None if cells.groups_n is None else cells.groups_n[part]
         pooled[name] = predicted_n
-        scores = _scores(truth_n, p_nc, rejected, names, trained)
-        table = m.confusion_table(truth_n, predicted_n, names)
-        confusions.append(m.top_confusions(table).assign(model=name))
-        covered = coverage_table(names, truth_n, p_nc, rejected).assign(model=name)
+        scores = fold_scores(truth_n, p_nc, rejected, names, trained)
+        table = calls.confusion_table(truth_n, predicted_n, names)
+        confusions.append(calls.top_confusions(table).assign(model=name))
+        covered = coverage_table(names, truth_n, p_nc, rejected, answer.set_nc).assign(model=name)
         coverage.append(covered)
-        group = np.full(len(part), "") if cells.groups_n is None else groups_n
+        group = np.full(len(part), "") if groups_n is None else groups_n
         tables |= {
             f"{name}/predictions": _predictions(cells, part, truth_n, p_nc, rejected, names, group, answer.fold_n),
             f"{name}/proba": _proba(cells, part, p_nc, names),
             f"{name}/metrics_by_class": m.per_class_table(truth_n, predicted_n, p_nc, names, trained),
-            f"{name}/metrics_by_group": m.per_group_table(groups_n, truth_n, predicted_n),
+            f"{name}/metrics_by_group": m.per_group_table(answer.fold_n if groups_n is None else groups_n, truth_n, predicted_n),
             f"{name}/reliability": m.reliability_table(p_nc, truth_n),
-            f"{name}/rejection": m.risk_coverage_table(predicted_n == truth_n, p_nc.max(1)),
+            f"{name}/rejection": calls.risk_coverage_table(predicted_n == truth_n, p_nc.max(1)),
             f"{name}/confusion_matrix": table.rename_axis("").reset_index(),
         }
         intervals = m.bootstrap_intervals(truth_n, predicted_n, groups_n, rng)
         reasons = m.undefined_reasons(scores, truth_n, p_nc, trained)
-        folds_mean = {c: float(np.nanmean([row[c] for row in rows if row["name"] == name])) for c in COLUMNS}
+        own = pd.DataFrame([row for row in rows if row["name"] == name])
+        folds_mean = own[list(COLUMNS)].mean().to_dict()
         documents[f"{name}/metrics.json"] = {
             **scores,
             "n_test": len(truth_n),
@@ -129,13 +154,13 @@ def evaluate(answers: dict[str, Answers], chosen: list[str], cells: Labelled, cl
     }
     documents["classes.txt"] = "\n".join(f"{i}\t{label}" for i, label in enumerate(names))
     shown = RECOMMENDED if RECOMMENDED in answers else next(iter(answers))
-    notes = [f"{shown}: {line}" for line in m.confusions_in_words(_confusion_of(tables[f"{shown}/confusion_matrix"]))]
+    notes = [f"{shown}: {line}" for line in calls.confusions_in_words(_confusion_of(tables[f"{shown}/confusion_matrix"]))]
     notes += _claim(pooled, truth_of, answers, cells, shown, rng)
     about = {"folds": sorted(set(answers[shown].folds)), "chosen_in_folds": chosen, "classes": list(names), "read": cells.about["read"]}
     return Evaluation("classify", pd.DataFrame(rows), COLUMNS, about, tables, notes=tuple(notes), files=documents)
 
 
-def _scores(
+def fold_scores(
     truth_n: NDArray[np.int64], p_nc: NDArray[np.float64], rejected: NDArray[np.bool_], classes: tuple[str, ...], trained: NDArray[np.bool_]
 ) -> dict[str, float]:
     """Scores of all calls, with the share kept and the accuracy of those kept where there is a rule of rejection."""
@@ -214,6 +239,12 @@ def _claim(
         f"{shown} - knn, macro F1: {made['difference']:+.3f} (95 % interval over {made['unit']} {made['low']:+.3f} to {made['high']:+.3f})"
     )
     right = p_nc.argmax(1) == truth_of[rows]
+    sets_nc = answers[shown].set_nc
+    if sets_nc is not None:
+        held = sets_nc[np.arange(len(rows)), truth_of[rows]].mean()
+        lines.append(
+            f"{shown}: the set of types holds the true one for {held:.1%} of the cells; {sets_nc.sum(1).mean():.2f} types on average"
+        )
     if answers[shown].promise and right.any():
         lines.append(
             f"{shown}: {1 - rejected.mean():.1%} of the cells keep their label ({(~rejected)[right].mean():.1%} of the right ones); "

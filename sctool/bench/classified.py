@@ -9,11 +9,11 @@ import pandas as pd
 
 from sctool.artifacts.atomic import atomic_folder, write_json
 from sctool.artifacts.model_folder import command, versions
-from sctool.bench.classify import RECOMMENDED, Classified
+from sctool.bench.answers import RECOMMENDED
+from sctool.bench.classify import Classified
 from sctool.config import Config
 from sctool.engine.bundle import RECOMMENDED as RECOMMENDED_FILE
 from sctool.engine.bundle import save_bundle
-from sctool.engine.classify import Fitted
 
 
 def write_classified(made: Classified, results: Path, checkpoints: Path, config: Config, *, force: bool) -> None:
@@ -32,23 +32,8 @@ def write_classified(made: Classified, results: Path, checkpoints: Path, config:
     tables = made.evaluation.tables
     tables.update({"splits": made.splits, "dropped": made.cells.dropped})
     made.evaluation.files.update({"run.json": _run(made, config), "features.txt": _features(made)})
-    for name, fitted in made.models.items():
-        tables[f"{name}/importance"] = importance_table(fitted, made.cells.genes["name"])
+    tables.update({f"{name}/importance": table for name, table in made.importance.items()})
     made.evaluation.write(results, force=force)
-
-
-def importance_table(fitted: Fitted, names: list[str], top: int = 100) -> pd.DataFrame:
-    """``model, class, gene, importance, sign, rank`` of the 100 features that matter most for each class."""
-    found = fitted.classifier.importance() if fitted.classifier else None
-    per_class = found if found is not None else fitted.importance_f[None]
-    rows: list[dict[str, Any]] = []
-    for label, weight_f in zip(fitted.classes if found is not None else ("all",), per_class, strict=True):
-        order = (-abs(weight_f)).argsort(kind="stable")[:top]
-        for rank, at in enumerate(order, 1):
-            gene = names[fitted.features.columns[at]]
-            sign = 0 if found is None else int(weight_f[at] > 0) - int(weight_f[at] < 0)
-            rows.append({"model": fitted.name, "class": label, "gene": gene, "importance": abs(weight_f[at]), "sign": sign, "rank": rank})
-    return pd.DataFrame(rows)
 
 
 def _features(made: Classified) -> str:

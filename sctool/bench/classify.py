@@ -1,17 +1,20 @@
-"""Classification from a file of labelled cells to scores: models and baselines, folds, what was answered and how far it is to be trusted."""
+"""Classification from a file of labelled cells to scores: models and baselines, folds, and what was answered to held-out cells."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
+from sctool.artifacts.model_folder import RunPlace
+from sctool.artifacts.tensors import load_tensors, save_tensors
 from sctool.bench.answers import RECOMMENDED, Answers, evaluate
 from sctool.bench.evaluation import Evaluation
+from sctool.bench.explain import explained, quick_importance
 from sctool.config import Config
 from sctool.data.demo import Demo
 from sctool.data.folds import Fold, outer_folds, parse_cv
@@ -31,6 +34,8 @@ class Classified:
     classes: tuple[str, ...]
     evaluation: Evaluation | None
     splits: pd.DataFrame
+    importance: dict[str, pd.DataFrame]
+    """Genes that decide, by model."""
     lines: list[str]
 
 
@@ -49,7 +54,13 @@ def check_models(names: Iterable[str]) -> list[str]:
 
 
 def classify_file(
-    path: Path, config: Config, demo: Demo | None = None, *, say: Callable[[str], None], tick: Callable[[str, int, int], None]
+    path: Path,
+    config: Config,
+    demo: Demo | None = None,
+    *,
+    place: RunPlace | None = None,
+    say: Callable[[str], None],
+    tick: Callable[[str, int, int], None],
 ) -> Classified:
     """Train classifiers on a file and test them on what was held out.
 
@@ -59,6 +70,8 @@ def classify_file(
         The file, and the bundled data set where it is one.
     config
         Its ``data``, ``classify`` and ``train`` sections.
+    place
+        Where the answers to each fold are kept until all are done, and taken up again with ``--resume``.
     say, tick
         Told of what was found, and of each fit with its number and how many there will be.
 
@@ -100,8 +113,16 @@ def classify_file(
     classes = np.unique(np.concatenate([cells.labels_n[cells.train], cells.labels_n[cells.test]]))
     answers: dict[str, Answers] = {}
     chosen: list[str] = []
+    importance: dict[str, pd.DataFrame] = {}
     made: dict[str, Fitted] = {}
-    for fold in folds:
+    if place is not None:
+        place.open({"model": "classify", **config.model_dump(exclude={"out", "device", "threads"}), "data": cells.about["fingerprint"]})
+    for number, fold in enumerate(folds):
+        # The models of the last fold are wanted for explanations, or are those of a split.
+        if place is not None and place.resume and place.stage(number).exists() and number < len(folds) - 1:
+            chosen.append(_taken_up(place.stage(number), answers))
+            done += len(_fits(names, config))
+            continue
         made = fit_classifiers(names, cells, fold.train, config, count(fold.name))
         best = recommended(made)
         chosen.append(best)
@@ -109,12 +130,34 @@ def classify_file(
             answers.setdefault(name, Answers()).add(fold, fitted, cells, classes)
         if len(names) > 1:
             answers.setdefault(RECOMMENDED, Answers()).add(fold, made[best], cells, classes)
+        if place is not None:
+            _keep(place.stage(number), answers, best)
+    rng = np.random.default_rng(config.seed)
+    if config.classify.explain and folds:  # of the last fold, whose test cells its models have not seen
+        say("explaining")
+        importance = {name: explained(fitted, cells, folds[-1].test, rng) for name, fitted in made.items() if name != "majority"}
     if not split:
         made = fit_classifiers(names, cells, cells.train, config, count("final"))
+    importance = importance or {name: quick_importance(fitted, cells.genes["name"]) for name, fitted in made.items() if name != "majority"}
     best = recommended(made)
     evaluation = evaluate(answers, chosen, cells, classes, config) if answers else None
     lines = [f"recommended: {best}"] if len(names) > 1 else []
-    return Classified(made, best, cells, tuple(map(str, classes)), evaluation, _splits(folds, cells), lines)
+    return Classified(made, best, cells, tuple(map(str, classes)), evaluation, _splits(folds, cells), importance, lines)
+
+
+def _keep(file: Path, answers: dict[str, Answers], best: str) -> None:
+    states = {name: answer.state() for name, answer in answers.items()}
+    arrays = {f"{name}/{key}": torch.from_numpy(array.copy()) for name, (own, _) in states.items() for key, array in own.items()}
+    save_tensors(file, arrays, {"chosen": best, "answers": {name: note for name, (_, note) in states.items()}})
+
+
+def _taken_up(file: Path, answers: dict[str, Answers]) -> str:
+    """Add the answers to a fold that was done; returns what was recommended in it."""
+    tensors, note = load_tensors(file)
+    for name, own in note["answers"].items():
+        arrays = {key.partition("/")[2]: tensor.numpy() for key, tensor in tensors.items() if key.partition("/")[0] == name}
+        answers.setdefault(name, Answers()).restore(arrays, own)
+    return str(note["chosen"])
 
 
 def _fits(names: list[str], config: Config) -> list[str]:

@@ -155,7 +155,8 @@ def _said(name: str, part: pd.DataFrame, by: str) -> Iterator[str]:
     gain = last["f1_macro_present_mean"] - before["f1_macro_present_mean"]
     spread = np.nan_to_num(before["f1_macro_present_sd"])
     sense = "more would help still" if gain > max(0.01, spread / 4) else "the curve is about flat"
-    yield f"{name}: macro F1 {before['f1_macro_present_mean']:.3f} with {before['size']:g} {by}, {last['f1_macro_present_mean']:.3f} with {last['size']:g}; {sense}"
+    scores = f"macro F1 {before['f1_macro_present_mean']:.3f} with {before['size']:g} {by}"
+    yield f"{name}: {scores}, {last['f1_macro_present_mean']:.3f} with {last['size']:g}; {sense}"
 
 
 def write_curve(made: Curve, folder: Path, *, force: bool) -> None:

@@ -17,6 +17,7 @@ from sctool.data.labelled import group_key
 from sctool.data.read import H5ad, near
 from sctool.errors import SctoolError
 from sctool.metrics import classify as m
+from sctool.metrics import confusions as calls
 from sctool.models.classify.hierarchy import Hierarchy
 
 LABEL_COLUMNS = ("label", "y_pred", "predicted_labels", "majority_voting", "prediction", "predicted", "cell_type")
@@ -59,7 +60,10 @@ def evaluate_labels(
     renamed = _read_map(label_map) if label_map else {}
     tree = Hierarchy.read(hierarchy) if hierarchy else None
     rng = np.random.default_rng(config.seed)
-    rows, tables, documents = [], {}, {}
+    rows: list[dict[str, Any]] = []
+    tables: dict[str, pd.DataFrame] = {}
+    documents: dict[str, Any] = {}
+    notes: list[str] = []
     names = _names(predictions)
     for name, path in zip(names, predictions, strict=True):
         called, p = _read(path, column)
@@ -82,10 +86,10 @@ def evaluate_labels(
             scores["hierarchical_f1"] = tree.hierarchical_f1(true, made)
         rows.append({"name": name, "arm": "prediction", "seed": config.seed, "cells": len(shared), **scores})
         groups_n = groups[shared].to_numpy() if groups is not None else None
-        table = m.confusion_table(truth_n, predicted_n, list(classes))
+        table = calls.confusion_table(truth_n, predicted_n, list(classes))
         tables |= {
             f"{name}/confusion_matrix": table.rename_axis("").reset_index(),
-            f"{name}/top_confusions": m.top_confusions(table),
+            f"{name}/top_confusions": calls.top_confusions(table),
             f"{name}/metrics_by_class": m.per_class_table(truth_n, predicted_n, p_nc, list(classes), known),
         }
         if groups_n is not None:
@@ -97,7 +101,7 @@ def evaluate_labels(
             "definitions": m.DEFINITIONS,
         }
         if name == names[0]:
-            notes = m.confusions_in_words(table)
+            notes = calls.confusions_in_words(table)
             commonest = np.full(len(truth_n), np.bincount(truth_n).argmax())
             base = m.classify_scores(truth_n, commonest, None, list(classes), known)
             rows.append({"name": "commonest label", "arm": "baseline", "seed": config.seed, "cells": len(shared), **base})
@@ -140,7 +144,9 @@ def _read(path: Path, column: str | None) -> tuple[pd.Series, pd.DataFrame | Non
 def _aligned(p: pd.DataFrame, cells: pd.Index, classes: NDArray[Any]) -> NDArray[np.float64] | None:
     absent = cells.difference(p.index)
     if len(absent):
-        raise SctoolError(f"proba.csv lacks {len(absent)} of the cells, e.g. {absent[0]}", "give the proba.csv that belongs to it, or remove it")
+        raise SctoolError(
+            f"proba.csv lacks {len(absent)} of the cells, e.g. {absent[0]}", "give the proba.csv that belongs to it, or remove it"
+        )
     summed = p.T.groupby(level=0).sum().T  # two labels may be mapped to one
     return summed.reindex(columns=list(classes), fill_value=0.0).loc[cells].to_numpy(np.float64)
 

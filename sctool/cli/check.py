@@ -18,6 +18,7 @@ class Job(StrEnum):
     scvi = "scvi"
     scgen = "scgen"
     integrate = "integrate"
+    classify = "classify"
 
 
 def check(
@@ -32,6 +33,10 @@ def check(
     held_out: o.HeldOut = None,
     in_distribution: o.InDistribution = None,
     random_share: o.RandomShare = None,
+    split_key: Annotated[str | None, typer.Option(help="obs column to split by.", rich_help_panel="Data")] = None,
+    split_train: Annotated[list[str] | None, typer.Option(help="Its values to train on.", rich_help_panel="Data")] = None,
+    split_test: Annotated[list[str] | None, typer.Option(help="Its values to test on.", rich_help_panel="Data")] = None,
+    features: Annotated[str | None, typer.Option(help="hvg, all, a FILE of genes, or obsm:KEY.", rich_help_panel="Data")] = None,
     counts_layer: o.CountsLayer = None,
     hold_out: o.HoldOut = None,
     n_top_genes: o.TopGenes = None,
@@ -43,6 +48,7 @@ def check(
     """Say what a file is and list every problem with its remedy. Exit code 0 if it is fit for the model, 2 if not."""
     session = Session(locals(), for_.value)
     from sctool.data.check import check_counts_file, describe
+    from sctool.data.check_classify import check_classify_file
     from sctool.data.check_integration import check_integration_file
     from sctool.data.read import H5ad
     from sctool.data.response import check_response_file
@@ -55,6 +61,8 @@ def check(
             checked = check_response_file(opened, session.config)
         case Job.integrate:
             checked = check_integration_file(opened, session.config)
+        case Job.classify:
+            checked = check_classify_file(opened, session.config)
     rows = describe(checked, session.config.data, for_.value)
     problems = [{"problem": problem.message, "fix": problem.hint} for problem in checked.problems]
     lines = [f"note: {note}" for note in checked.notes]

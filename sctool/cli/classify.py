@@ -9,7 +9,7 @@ import typer
 
 from sctool.cli import options as o
 from sctool.cli.session import Session, evaluation_table, score_table
-from sctool.errors import SctoolError
+from sctool.errors import Interrupted, SctoolError
 
 if TYPE_CHECKING:
     from sctool.bench.classify import Classified
@@ -78,7 +78,7 @@ def train(
     threads: o.Threads = None,
     config: o.ConfigFile = None,
     set_: o.Set = None,
-    resume: o.Keep = False,
+    resume: o.Resume = False,
     force: o.Force = False,
     json_: o.Json = False,
     quiet: o.Quiet = False,
@@ -96,19 +96,29 @@ def train(
     check_models(session.config.classify.models)
     run = session.name or _run_name(session, path.stem)
     results, checkpoints = (session.out / part / "classify" / run for part in ("results", "checkpoints"))
-    if session.resume and (checkpoints / "recommended.json").exists():
-        session.result({"results": str(results), "model": str(checkpoints)}, [], [str(checkpoints)])
-        return
-    for folder in (results, checkpoints):
-        check_free(folder, force=session.force)
+    if not session.resume:
+        check_free(results, force=session.force)
     session.limit_threads()
-    from sctool.bench.classify import classify_file
+    from sctool.artifacts.model_folder import RunPlace
     from sctool.bench.classified import write_classified
+    from sctool.bench.classify import classify_file
+    from sctool.engine.bundle import RECOMMENDED
     from sctool.engine.progress import counted
 
-    with counted(None if session.quiet or session.json else session.console) as tick:
-        made = classify_file(path, session.config, session.demo, say=session.say, tick=tick)
-    write_classified(made, results, checkpoints, session.config, force=session.force)
+    place = RunPlace(checkpoints, resume=session.resume, force=session.force, marker=RECOMMENDED)
+    if place.finished:
+        session.result({"results": str(results), "model": str(checkpoints)}, [], [f"{checkpoints} is finished already"])
+        return
+    try:
+        with counted(None if session.quiet or session.json else session.console) as tick:
+            made = classify_file(path, session.config, session.demo, place=place, say=session.say, tick=tick)
+        write_classified(made, results, checkpoints, session.config, force=session.force or session.resume)
+        place.saved = True
+    except (KeyboardInterrupt, Interrupted):
+        kept = f"; the folds done are in {place.part}" if place.begun else ""
+        raise Interrupted(f"interrupted{kept}", "give --resume to go on" if kept else "") from None
+    finally:
+        place.close()
     _print(session, made, results, checkpoints, plots=plots)
 
 

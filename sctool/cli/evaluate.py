@@ -200,9 +200,7 @@ def classify(
     results = _place(session, "classify", [p.with_name(f"{p.name}-against-{path.stem}") for p in names], [])
     from sctool.bench.labels import evaluate_labels
 
-    made = evaluate_labels(
-        predictions, path, session.config, column=pred_column, label_map=label_map, hierarchy=hierarchy, say=session.say
-    )
+    made = evaluate_labels(predictions, path, session.config, column=pred_column, label_map=label_map, hierarchy=hierarchy, say=session.say)
     _finish(session, results, made, shown=made.columns)
 
 

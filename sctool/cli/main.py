@@ -7,6 +7,7 @@ import sys
 import typer
 
 from sctool.cli import check, download, evaluate, integrate, plot, predict, train
+from sctool.cli.many import ManyValues
 from sctool.errors import SctoolError
 
 app = typer.Typer(
@@ -17,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-app.command("check")(check.check)
+app.command("check", cls=ManyValues)(check.check)
 app.add_typer(download.app, name="download")
 app.add_typer(train.app, name="train")
 app.add_typer(predict.app, name="predict")

@@ -109,11 +109,21 @@ class Session:
             torch.set_num_threads(self.config.threads)
 
 
+_SHORT = {
+    "f1_macro_present": "macro F1",
+    "balanced_accuracy": "balanced",
+    "ece": "ECE",
+    "coverage": "kept",
+    "accuracy_assigned": "right of kept",
+    "hierarchical_f1": "hF1",
+}
+
+
 def evaluation_table(made: Evaluation, shown: tuple[str, ...] = ()) -> Table:
     """The mean scores of an evaluation; ``shown`` names the columns."""
     shown = shown or (made.columns[:4] if made.decide else made.columns[:2])
     rows = [[row["name"], row["arm"], *(f"{row[c]:.3f}" for c in shown)] for _, row in made.summary.iterrows()]
-    return score_table(made.task, ["name", "arm", *(c.replace("_", " ") for c in shown)], rows)
+    return score_table(made.task, ["name", "arm", *(_SHORT.get(c, c.replace("_", " ")) for c in shown)], rows)
 
 
 def score_table(title: str, columns: list[str], rows: Iterable[list[str]], values: Literal["left", "right"] = "right") -> Table:

@@ -25,10 +25,12 @@ def check_classify_file(file: H5ad, config: Config) -> Checked:
     checked = Checked(file)
     var = file.var
     if config.classify.features.startswith("obsm:"):
-        key = config.classify.features.removeprefix("obsm:")
+        embedding = config.classify.features.removeprefix("obsm:")
         try:
-            file.embedding(key)
-            checked.notes.append(f"{key} was made from all cells, test cells too, unless you made sure of the contrary: scores may flatter")
+            file.embedding(embedding)
+            checked.notes.append(
+                f"{embedding} was made from all cells, test cells too, unless you made sure of the contrary: scores may flatter"
+            )
         except SctoolError as error:
             checked.problems.append(error)
     else:

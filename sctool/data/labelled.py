@@ -61,13 +61,19 @@ class Labelled:
     dropped: pd.DataFrame
     """Cells left out: ``cell, label, reason``."""
 
+    def read(self, rows: Rows, columns: NDArray[np.int64]) -> Any:
+        """Some columns of some cells, shape (rows, columns), with the smaller copy made first."""
+        if len(rows) > self.x_ng.shape[0] / 2:
+            return self.x_ng[:, columns][rows]
+        return self.x_ng[rows][:, columns]
+
     def augmented(self, rows: Rows, columns: NDArray[np.int64], copies: int, rng: np.random.Generator) -> Any:
         """Training cells, and so many thinned copies of each below them; shape (cells * (copies + 1), columns).
 
         A copy keeps each count with a probability drawn for the cell, from 0.15 to 1, so a classifier learns types at any depth and
         not the depth of a batch.
         """
-        parts = [self.x_ng[rows][:, columns]]
+        parts = [self.read(rows, columns)]
         if self.counts is None or not copies:
             return parts[0]
         counts = take_rows(self.counts, rows)
@@ -116,6 +122,9 @@ def prepare_labelled(path: Path, config: Config, demo: Demo | None = None) -> La
         found = find_expression(file, data)
         matrix, var, read = file.matrix(found.source), found.var, found.source
         genes = gene_names(var)
+        bad = int((~np.isfinite(matrix.data)).sum() + (matrix.data < 0).sum())
+        if bad:
+            raise SctoolError(f"{path.name}: {read} has {bad} NaN, infinite or negative values", "put raw counts into it")
         if found.kind.is_linear:
             counts, target = matrix, data.target_sum
             x_ng = log_normalise(matrix, target)

@@ -38,6 +38,8 @@ class Query:
     """Share of what decides, weighted by importance, that the file has."""
     target_sum: float | None
     counted: bool
+    copies: sp.csr_matrix | None = None
+    """Adds columns of the same name to the first of them, where there are such."""
 
     def blocks(self, size: int = BLOCK) -> Iterator[tuple[NDArray[np.int64], Any, NDArray[np.int64] | None]]:
         """Rows, their log expression (or embedding), and where each feature is in it."""
@@ -55,6 +57,7 @@ class Query:
                 raise SctoolError(
                     f"{where} has {bad} NaN, infinite or negative values, in cells like {self.file.obs.index[rows[0]]}", "mend it"
                 )
+            x_ng = x_ng if self.copies is None else sp.csr_matrix(x_ng @ self.copies)
             yield rows, log_normalise(x_ng, self.target_sum or 1e4) if self.counted else x_ng, self.match.columns
 
 
@@ -71,7 +74,7 @@ def open_query(bundle: Bundle, file: H5ad, data: DataConfig) -> Query:
         z_nl = file.embedding(bundle.embedding)
         if z_nl.shape[1] != len(bundle.fitted.features.scale_f):
             raise SctoolError(
-                f"obsm[{bundle.embedding!r}] has {z_nl.shape[1]} dimensions; the model was trained on {len(bundle.fitted.features.scale_f)}",
+                f"obsm[{bundle.embedding!r}] has {z_nl.shape[1]} dimensions; the model has {len(bundle.fitted.features.scale_f)}",
                 "compute it as for the training cells",
             )
         return Query(file, bundle.embedding, None, 1.0, None, False)
@@ -85,21 +88,59 @@ def open_query(bundle: Bundle, file: H5ad, data: DataConfig) -> Query:
             f"{file.path.name}: X is {found.kind}; the model was trained on cells scaled to {target:,.0f}",
             "scale it likewise, or give counts",
         )
-    match = match_genes(bundle.genes, found.var, 0.0)
+    copies = _copies(file, found.var, counted)
+    match = _match(bundle.genes, found.var)
     weight_f = bundle.folder.weights()["importance_f"].numpy()
     covered = float(weight_f[match.columns >= 0].sum() / weight_f.sum())
     if covered < data.min_gene_coverage:
         n = int((match.columns >= 0).sum())
         raise SctoolError(
             f"{n:,} of {len(match.columns):,} genes of the model are in {file.path.name}, {covered:.0%} by importance "
-            f"(at least {data.min_gene_coverage:.0%} needed): the model has genes like {bundle.genes['name'][0]}, the file {found.var.index[0]}",
+            f"(at least {data.min_gene_coverage:.0%} needed): its are like {bundle.genes['name'][0]}, the file's like {found.var.index[0]}",
             "add a var column with the other kind of names, or accept it with --set data.min_gene_coverage=0.1",
         )
-    return Query(file, found.source, match, covered, target, counted)
+    return Query(file, found.source, match, covered, target, counted, copies)
+
+
+def _match(genes: dict[str, list[str]], var: pd.DataFrame) -> GeneMatch:
+    """By name, or by names in capitals where that finds a fifth of the genes more (as of another species)."""
+    try:
+        match = match_genes(genes, var, 0.0)
+    except SctoolError:
+        match = None
+    if match is not None and match.coverage > 0.8:
+        return match
+    raised = var.set_axis([str(name).upper() for name in var.index])
+    try:
+        other = match_genes({kind: [name.upper() for name in names] for kind, names in genes.items()}, raised, 0.0)
+    except SctoolError:
+        other = None
+    if other is not None and other.coverage > (match.coverage if match else 0.0) + 0.2:
+        return GeneMatch(other.columns, f"{other.how} in capitals; is it of the same species?")
+    if match is None:
+        return match_genes(genes, var, 0.0)  # says what each side's names look like
+    return match
+
+
+def _copies(file: H5ad, var: pd.DataFrame, counted: bool) -> sp.csr_matrix | None:
+    """A matrix that adds up columns of one name; None where each name occurs once."""
+    if not var.index.has_duplicates:
+        return None
+    if not counted:
+        name = var.index[var.index.duplicated()][0]
+        raise SctoolError(f"{file.path.name}: gene {name} occurs more than once and X holds logarithms, which do not add up", "give counts")
+    codes = pd.factorize(var.index)[0]
+    first = np.unique(codes, return_index=True)[1]
+    n = len(var)
+    return sp.csr_matrix((np.ones(n, np.float32), (np.arange(n), first[codes])), shape=(n, n))
 
 
 def gene_report(bundle: Bundle, query: Query) -> pd.DataFrame:
-    """``feature, status, query_name, importance_rank``: exact, version (of an Ensembl id), symbol (another kind of name) or missing."""
+    """``feature, status, query_name, importance_rank`` of each feature, the most important first.
+
+    The status is ``exact``, ``version`` (of an Ensembl id), ``symbol`` (another kind of name), ``case``, ``duplicate`` (its columns are
+    added up) or ``missing``.
+    """
     names = bundle.genes["name"]
     weight_f = bundle.folder.weights()["importance_f"].numpy()
     rank_f = np.empty(len(names), np.int64)
@@ -108,7 +149,8 @@ def gene_report(bundle: Bundle, query: Query) -> pd.DataFrame:
         return pd.DataFrame({"feature": names, "status": "exact", "query_name": names, "importance_rank": rank_f})
     theirs = [str(name) for name in query.file.genes(query.source).index]
     called = [theirs[column] if column >= 0 else "" for column in query.match.columns]
-    status = [_status(ours, name) for ours, name in zip(names, called, strict=True)]
+    repeated = set(query.file.genes(query.source).index[query.file.genes(query.source).index.duplicated()])
+    status = ["duplicate" if name in repeated else _status(ours, name) for ours, name in zip(names, called, strict=True)]
     return pd.DataFrame({"feature": names, "status": status, "query_name": called, "importance_rank": rank_f}).sort_values(
         "importance_rank"
     )
@@ -119,6 +161,8 @@ def _status(ours: str, theirs: str) -> str:
         return "missing"
     if ours == theirs:
         return "exact"
+    if ours.upper() == theirs.upper():
+        return "case"
     return "version" if ours.partition(".")[0] == theirs.partition(".")[0] else "symbol"
 
 
@@ -138,7 +182,7 @@ class Called:
 
     table: pd.DataFrame
     """``cell, label, label_raw, confidence, margin, entropy, rejected`` and, of an ensemble, ``n_agree``; with a vote ``cluster,
-    vote_share, label_cell``."""
+    vote_share, label_cell``; with a conformal rule ``label_set``, all types it may be."""
     probabilities: NDArray[np.float32]
     """Shape (cells, types)."""
     covered: float
@@ -180,6 +224,8 @@ def call_types(
         part = pd.DataFrame(
             {"cell": query.file.obs.index[rows], "label": label, "label_raw": raw, **confidence_columns(p_nc), "rejected": rejected}
         )
+        if rejector.kind == "conformal":
+            part["label_set"] = ["|".join(names[held]) for held in rejector.sets(p_nc)]
         if fitted.members:
             calls = np.stack([member.proba(x_ng, columns).argmax(1) for member in fitted.members])
             part["n_agree"] = (calls == p_nc.argmax(1)).sum(0)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sctool.config import Config
+from sctool.data.cache import take_rows
 from sctool.data.folds import inner_folds
 from sctool.data.labelled import Labelled
 from sctool.engine.classifiers import new_classifier
@@ -28,6 +29,9 @@ from sctool.models.classify.reject import Rejector
 Rows = NDArray[np.int64]
 ENSEMBLE = "ensemble"
 LEARN_IN_ROUNDS = ("xgb", "mlp")
+GENES_FROM = 20_000
+"""Training cells, drawn at random, that genes are chosen on."""
+MANY_CELLS = 50_000
 NEVER = -50.0
 """Logit of a type that a fold has not seen, in nats below its lowest."""
 
@@ -125,11 +129,12 @@ def fit_classifiers(
     }
     held = {key: array for key, array in held.items() if _wants_held_out(key[0], config)}
     folds = inner_folds(code_n, groups_n, config.classify.inner_folds, config.seed) if held else []
+    folds = folds[:1] if len(rows) > MANY_CELLS else folds  # one part is enough then, and takes half the time
     rounds: dict[tuple[str, int], list[int]] = {key: [] for key in held}
     for number, (learn, trial) in enumerate(folds):
         material = prepare(cells, rows[learn], config, rng)
         seen, local_n = np.unique(code_n[learn], return_inverse=True)
-        x_trial = material.features.transform(cells.x_ng[rows[trial]])
+        x_trial = material.features.take(cells.read(rows[trial], material.features.columns))
         known = np.isin(code_n[trial], seen)
         watch = x_trial[np.flatnonzero(known)], np.searchsorted(seen, code_n[trial][known])
         for (name, v), logits_nc in held.items():
@@ -208,16 +213,24 @@ def prepare(cells: Labelled, rows: Rows, config: Config, rng: np.random.Generato
     """Choose and scale the features of some training cells, with thinned copies of them where ``classify.thin`` asks for these."""
     classify = config.classify
     code_n = np.unique(cells.labels_n[rows], return_inverse=True)[1]
-    groups_n = None if cells.groups_n is None else cells.groups_n[rows]
-    x_ng = cells.x_ng[rows]
-    counts = None if cells.counts is None else cells.counts[rows]
-    columns = choose_columns(cells.kind, x_ng, counts, config.data.n_top_genes, cells.genes["name"], cells.wanted)
-    if cells.kind in ("hvg", "all"):
-        columns = markers(x_ng, columns, code_n, groups_n, classify.markers)
+    columns = _columns(cells, rows, config, rng)
     copies = classify.thin if cells.counts is not None else 0
     stacked = cells.augmented(rows, columns, copies, rng)
     scale = Features.fit(stacked, np.arange(len(columns)), unit=classify.unit_length)
     return Material(replace(scale, columns=columns), scale.transform(stacked), np.tile(code_n, copies + 1))
+
+
+def _columns(cells: Labelled, rows: Rows, config: Config, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Which features to read, as some training cells say."""
+    chosen = rows if len(rows) <= GENES_FROM else np.sort(rng.permutation(rows)[:GENES_FROM])
+    x_ng = cells.x_ng[chosen]
+    counts = None if cells.counts is None else take_rows(cells.counts, chosen)
+    columns = choose_columns(cells.kind, x_ng, counts, config.data.n_top_genes, cells.genes["name"], cells.wanted)
+    if cells.kind not in ("hvg", "all"):
+        return columns
+    groups_n = None if cells.groups_n is None else cells.groups_n[chosen]
+    code_n = np.unique(cells.labels_n[chosen], return_inverse=True)[1]
+    return markers(x_ng, columns, code_n, groups_n, config.classify.markers)
 
 
 def _learn(model: Classifier, material: Material, code_n: NDArray[np.int64], config: Config, rng: np.random.Generator, watch: Any) -> None:
@@ -248,8 +261,9 @@ def _trusted(
 ) -> tuple[Fitted, NDArray[np.float64]]:
     """With the calibration and the rule of rejection that its held-out logits call for; and its held-out probabilities."""
     # A type its fold had not seen says nothing about the logits of the final model, which has.
-    usable: NDArray[np.bool_] = np.isfinite(held_nc).all(1)
-    usable[usable] &= held_nc[usable, code_n[usable]] > held_nc[usable].max(1) + NEVER
+    known = np.isfinite(held_nc).all(1)
+    own_n = np.nan_to_num(held_nc)[np.arange(len(code_n)), code_n]
+    usable = known & (own_n > np.nan_to_num(held_nc).max(1) + NEVER)
     if not usable.any():
         return fitted, softmax(np.nan_to_num(held_nc))
     calibration = Calibration.fit(config.classify.calibrate, held_nc[usable], code_n[usable])

@@ -62,7 +62,7 @@ class Classifier(ABC):
         return {}
 
     def importance(self) -> NDArray[np.float64] | None:
-        """How much each feature speaks for (above 0) or against each class, shape (classes, features); None where there is no such thing."""
+        """How much each feature speaks for (above 0) or against each class, shape (classes, features), where that can be said."""
         return None
 
 

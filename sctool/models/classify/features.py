@@ -58,7 +58,7 @@ class Features:
         if not sp.issparse(part):
             part, unit = np.asarray(part), False  # an embedding's directions have zero at their centre: its length means something
         if sp.issparse(part):
-            mean_f = np.asarray(part.mean(0), np.float64).ravel()
+            mean_f: Any = np.asarray(part.mean(0), np.float64).ravel()
             square_f = np.asarray(part.multiply(part).mean(0), np.float64).ravel()
         else:
             mean_f, square_f = part.mean(0, dtype=np.float64), np.square(part, dtype=np.float64).mean(0)
@@ -67,8 +67,12 @@ class Features:
         scale_f = np.sqrt(variance_f)
         scale_f[scale_f < 1e-6] = 1.0
         fitted = cls(np.asarray(columns, np.int64), scale_f.astype(np.float32), np.zeros(len(columns), np.float32), unit)
-        mean_f = np.asarray(fitted._scaled(part).mean(0), np.float32).ravel()
-        return cls(fitted.columns, fitted.scale_f, mean_f, unit)
+        return cls(fitted.columns, fitted.scale_f, np.asarray(fitted._scaled(part).mean(0), np.float32).ravel(), unit)
+
+    def take(self, part: Any) -> Any:
+        """Scaled and clipped features from these columns alone, in their order."""
+        part = self._scaled(part)
+        return self._to_one_length(part) if self.unit else part
 
     def transform(self, x_ng: Any, columns: NDArray[np.int64] | None = None) -> Any:
         """Scaled and clipped features of cells, CSR float32 (dense for an embedding), shape (cells, features).

@@ -10,12 +10,16 @@ import warnings
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
 from sctool.models.classify.base import Arrays, Classifier, Watch
+
+DENSE = 0.1
+MOST_BYTES = 2**31
 
 
 class Linear(Classifier):
@@ -58,8 +62,10 @@ class LogisticClassifier(Linear):
     name = "lr"
 
     def fit(self, x_nf: Any, code_n: NDArray[np.int64], weight_n: NDArray[np.float64], watch: Watch | None = None) -> None:
-        """By L-BFGS."""
+        """By L-BFGS; on dense float32 where few features are zero, which is faster then."""
         model = LogisticRegression(C=self.c, max_iter=500)
+        if sp.issparse(x_nf) and x_nf.nnz > DENSE * x_nf.shape[0] * x_nf.shape[1] and 4 * x_nf.shape[0] * x_nf.shape[1] < MOST_BYTES:
+            x_nf = x_nf.toarray()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the last steps move no label
             model.fit(x_nf, code_n, sample_weight=weight_n)

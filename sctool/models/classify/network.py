@@ -21,13 +21,15 @@ class CellNetwork(nn.Module):
     hidden
         Units of each hidden layer.
     dropout
-        In the hidden layers.
+        In the hidden layers. Much of it: a few thousand cells are few, and what holds in one batch only must not be learned.
     weight_c
         Weight of each type in the cross-entropy.
     """
 
+    weight_c: Tensor
+
     def __init__(
-        self, n_features: int, n_classes: int, hidden: tuple[int, ...] = (256, 128), dropout: float = 0.2, weight_c: Tensor | None = None
+        self, n_features: int, n_classes: int, hidden: tuple[int, ...] = (256, 128), dropout: float = 0.5, weight_c: Tensor | None = None
     ):
         super().__init__()
         sizes = [n_features, *hidden]
