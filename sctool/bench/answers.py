@@ -201,7 +201,7 @@ def _predictions(
 
 def _proba(cells: Labelled, rows: NDArray[np.int64], p_nc: NDArray[np.float64], classes: tuple[str, ...]) -> pd.DataFrame:
     table = pd.DataFrame(p_nc.round(6), columns=list(classes))
-    table.insert(0, "cell", cells.obs.index[rows].to_numpy())
+    table.insert(0, "cell", cells.obs.index[rows].to_numpy(), allow_duplicates=True)
     return table
 
 

@@ -44,7 +44,7 @@ class CalledFile:
                     part = pd.DataFrame(
                         self.called.probabilities[start : start + _CHUNK].round(6), columns=list(self.bundle.fitted.classes)
                     )
-                    part.insert(0, "cell", self.called.table["cell"].to_numpy()[start : start + _CHUNK])
+                    part.insert(0, "cell", self.called.table["cell"].to_numpy()[start : start + _CHUNK], allow_duplicates=True)
                     part.to_csv(file, index=False, header=start == 0)
             self.genes.to_csv(partial / "gene_report.tsv", index=False, sep="\t")
             write_json(partial / "metrics.json", {"task": "predict", **self.figures})

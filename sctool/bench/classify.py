@@ -85,6 +85,8 @@ def classify_file(
     cells = prepare_labelled(path, config, demo)
     for note in cells.about["notes"]:
         say(f"note: {note}")
+    if config.train.sampler != "uniform" and "mlp" not in names:
+        say(f"note: --sampler {config.train.sampler} (--ar) concerns mlp, which is not among the models")
     if len(cells.dropped):
         counts = cells.dropped["reason"].value_counts()
         say("left out: " + ", ".join(f"{n:,} cells ({reason})" for reason, n in counts.items()))

@@ -18,6 +18,8 @@ from sctool.errors import SctoolError
 
 FEWEST_CELLS = 20
 FEWEST_GENES = 10
+_EVERYWHERE = {"ACTB", "B2M", "EEF1A1", "FTH1", "GAPDH", "MALAT1", "RPLP0", "TMSB4X"}
+"""Genes that nearly every table of genes has."""
 
 
 class Problems(SctoolError):
@@ -83,7 +85,14 @@ def check_counts_file(file: H5ad, data: DataConfig) -> Checked:
 
 
 def check_names(file: H5ad, var: pd.DataFrame) -> Iterator[SctoolError]:
-    """Names of cells or genes that occur more than once."""
+    """Names of cells or genes that occur more than once; genes where cells should be."""
+    rows = [str(name) for name in file.obs.index[:20_000]]
+    found = sorted(_EVERYWHERE & {name.upper() for name in rows})
+    if len(found) >= len(_EVERYWHERE) / 2 or id_type(rows) == "Ensembl ids":
+        yield SctoolError(
+            f"the rows look like genes ({', '.join(found[:3] or rows[:3])}, ...): cells and genes are swapped",
+            "transpose it: AnnData wants cells as rows (docs/from-seurat.md)",
+        )
     for names, what, remedy in (
         (file.obs.index, "cell", "adata.obs_names_make_unique()"),
         (var.index, "gene", "adata.var_names_make_unique(), or sum the copies"),

@@ -268,5 +268,6 @@ def _trusted(
         return fitted, softmax(np.nan_to_num(held_nc))
     calibration = Calibration.fit(config.classify.calibrate, held_nc[usable], code_n[usable])
     p_nc = calibration.proba(np.nan_to_num(held_nc))
-    rejector = Rejector.fit(config.classify.reject, p_nc[usable], code_n[usable], None if groups_n is None else groups_n[usable])
+    rule = "none" if fitted.name == "majority" else config.classify.reject  # one row for all cells: no cell is surer than another
+    rejector = Rejector.fit(rule, p_nc[usable], code_n[usable], None if groups_n is None else groups_n[usable])
     return replace(fitted, calibration=calibration, rejector=rejector), p_nc

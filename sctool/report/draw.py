@@ -11,7 +11,10 @@ import pandas as pd
 
 from sctool.errors import SctoolError
 from sctool.report import figures
+from sctool.report.classify import classify_figures
+from sctool.report.classify_curves import curve_figures
 from sctool.report.integration import integration_figures
+from sctool.report.novelty import novelty_figures
 from sctool.report.response import response_figures
 
 FORMATS = ("png", "svg", "pdf")
@@ -71,6 +74,12 @@ def _draw_one(run: Path, formats: list[str], say: Callable[[str], None]) -> list
         scores: Any = pd.read_csv(run / "scores.csv")
         columns = ["accuracy", "macro_f1"] if metrics["task"] == "classification" else ["correlation", "r2"]
         made += figures.arm_bars(plots / "scores", formats, scores, columns)
+    if metrics.get("task") == "classify" or (metrics.get("task") == "predict" and (run / "predictions.csv").exists()):
+        return made + classify_figures(plots, formats, run)
+    if metrics.get("task") == "curve":
+        return made + curve_figures(plots, formats, run)
+    if metrics.get("task") == "novelty":
+        return made + novelty_figures(plots, formats, run, metrics)
     if metrics.get("task") == "scgen" and (run / "scores.csv").exists():
         made += response_figures(plots, formats, run)
     if metrics.get("task") == "integration" and (run / "scores.csv").exists():

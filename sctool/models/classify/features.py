@@ -144,8 +144,9 @@ def markers(
 ) -> NDArray[np.int64]:
     """Of some columns the ``n`` that tell types apart best, in the order of the file.
 
-    Genes are ranked by the F statistic of a one-way analysis of variance between types in each group by itself, and the ranks are
-    averaged over groups: a gene that differs between batches, or marks a type in one batch only, falls behind.
+    For each type genes are ranked by the size of the t statistic of its cells against all others, in each group by itself, and ranks
+    are averaged over the groups that have two cells of it: a gene that differs between batches, or marks a type in one batch only,
+    falls behind. Types then name their best genes in turn, so a rare one has as many as a common one.
 
     Parameters
     ----------
@@ -161,23 +162,31 @@ def markers(
     if not 0 < n < len(columns):
         return columns
     part = sp.csr_matrix(x_ng[:, columns], dtype=np.float64)
-    rank_f = np.zeros(len(columns))
+    k = int(code_n.max()) + 1
+    rank_kf, groups_k = np.zeros((k, len(columns))), np.zeros(k)
     for group in np.unique(groups_n) if groups_n is not None else [None]:
-        own = np.ones(len(code_n), bool) if groups_n is None else groups_n == group
-        if len(np.unique(code_n[own])) > 1:
-            rank_f += np.argsort(np.argsort(_f_statistic(part[own], code_n[own]), kind="stable"))
-    return columns[np.sort(np.argsort(-rank_f, kind="stable")[:n])]
+        own = np.flatnonzero(groups_n == group) if groups_n is not None else np.arange(len(code_n))
+        t_kf, told_k = _t_statistic(part[own], code_n[own], k)
+        rank_kf[told_k] += np.argsort(np.argsort(t_kf[told_k], axis=1, kind="stable"), axis=1)
+        groups_k += told_k
+    order_kf = np.argsort(-rank_kf[groups_k > 0], axis=1, kind="stable")
+    # The lists in turn, each gene where it is first named.
+    _, first = np.unique(order_kf.T.ravel(), return_index=True)
+    named = order_kf.T.ravel()[np.sort(first)]
+    return columns[np.sort(named[:n])] if len(named) else columns[:n]
 
 
-def _f_statistic(x_nf: sp.csr_matrix, code_n: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Variance between types over variance within them, of each column; 0 where a column does not vary."""
-    types, code_n = np.unique(code_n, return_inverse=True)
-    n, k = len(code_n), len(types)
+def _t_statistic(x_nf: sp.csr_matrix, code_n: NDArray[np.int64], k: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Size of the t statistic (pooled variance) of each type's cells against the others; and which types have two cells on either side."""
+    n = len(code_n)
     member_kn = sp.csr_matrix((np.ones(n), (code_n, np.arange(n))), shape=(k, n))
-    sum_kf = np.asarray((member_kn @ x_nf).todense(), np.float64)
-    size_k1 = np.bincount(code_n)[:, None]
-    whole_f = sum_kf.sum(0) ** 2 / n
-    between_f = (sum_kf**2 / size_k1).sum(0) - whole_f
-    within_f = np.asarray(x_nf.multiply(x_nf).sum(0), np.float64).ravel() - whole_f - between_f
-    ratio_f = np.divide(between_f / (k - 1), within_f / max(n - k, 1), out=np.zeros_like(within_f), where=within_f > 1e-9)
-    return np.where((within_f <= 1e-9) & (between_f > 1e-9), np.inf, ratio_f)
+    sum_kf = np.asarray((member_kn @ x_nf).todense())
+    square_kf = np.asarray((member_kn @ x_nf.multiply(x_nf)).todense())
+    size_k1 = np.bincount(code_n, minlength=k)[:, None].astype(np.float64)
+    rest_k1 = n - size_k1
+    told_k = (size_k1[:, 0] >= 2) & (rest_k1[:, 0] >= 2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean_kf, other_kf = sum_kf / size_k1, (sum_kf.sum(0) - sum_kf) / rest_k1
+        within_kf = np.maximum(square_kf - size_k1 * mean_kf**2, 0) + np.maximum(square_kf.sum(0) - square_kf - rest_k1 * other_kf**2, 0)
+        t_kf = np.abs(mean_kf - other_kf) / np.sqrt(within_kf / n * (1 / size_k1 + 1 / rest_k1) + 1e-9)
+    return np.nan_to_num(t_kf), told_k
