@@ -204,6 +204,30 @@ def classify(
     _finish(session, results, made, shown=made.columns)
 
 
+@app.command("novelty")
+def novelty(
+    scores: Annotated[Path, typer.Argument(help="scores.csv of any tool (cell, and a column for each method), or its folder.")],
+    data: Annotated[Path | None, typer.Option("--truth", help="The .h5ad that says which cells are novel.")] = None,
+    novel_key: Annotated[str | None, typer.Option(help="Its column. Default: is_novel of the table.")] = None,
+    novel_value: Annotated[str | None, typer.Option(help="Its value that means novel. Default: true, yes, 1.")] = None,
+    name: o.Name = None,
+    out: o.Out = None,
+    config: o.ConfigFile = None,
+    set_: o.Set = None,
+    force: o.Force = False,
+    json_: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Novelty scores against the truth, beside a random score; writes results/novelty/RUN/."""
+    session = Session(locals(), "novelty")
+    folder = scores if scores.is_dir() else scores.parent if scores.name == "scores.csv" else scores
+    results = _place(session, "novelty", [folder.with_name(f"{folder.name}-scored")], [])
+    from sctool.bench.novelty_scores import evaluate_novelty_scores
+
+    made = evaluate_novelty_scores(scores, data, session.config.novelty.novel_key, session.config.novelty.novel_value, say=session.say)
+    _finish(session, results, made, shown=made.columns)
+
+
 def _place(session: Session, task: str, models: list[Path], embeddings: list[str]) -> Path:
     """The result folder, checked before any work is done."""
     from sctool.artifacts.result_folder import check_free
