@@ -35,7 +35,6 @@ MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
     "integrate": {"data.validation": 0.0, "train.warmup": 1.0},
     "classify": {"data.n_top_genes": 3000, "train.lr": 5e-4},
     "curve": {"data.n_top_genes": 3000, "train.lr": 5e-4},
-    "novelty": {"data.n_top_genes": 3000},
 }
 """Where a model's defaults differ from those below, which are scVI's."""
 

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from sctool.cli import check, download, evaluate, integrate, plot, predict, train
+from sctool.cli import check, download, evaluate, integrate, novelty, plot, predict, train
 from sctool.cli.many import ManyValues
 from sctool.errors import SctoolError
 
@@ -24,6 +24,7 @@ app.add_typer(train.app, name="train")
 app.add_typer(predict.app, name="predict")
 app.add_typer(evaluate.app, name="eval")
 app.command("integrate")(integrate.integrate)
+app.command("novelty", cls=ManyValues)(novelty.novelty)
 app.command("plot")(plot.plot)
 
 

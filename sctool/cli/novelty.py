@@ -9,6 +9,7 @@ import typer
 
 from sctool.cli import options as o
 from sctool.cli.session import Session, score_table
+from sctool.errors import SctoolError
 
 if TYPE_CHECKING:
     from sctool.bench.novelty import Novelty
@@ -17,10 +18,10 @@ _NOVEL = "Novel cells"
 _SHOWN = {
     "auroc": "AUROC",
     "aupr": "AUPR",
-    "prevalence": "(chance)",
-    "fpr_at_95tpr": "FPR at 95% TPR",
-    "detected": "novel flagged",
-    "false_alarms": "known flagged",
+    "prevalence": "chance",
+    "fpr_at_95tpr": "FPR95",
+    "detected": "novel\nflagged",
+    "false_alarms": "known\nflagged",
 }
 
 
@@ -71,12 +72,12 @@ def novelty(
     Writes results/novelty/RUN/ and checkpoints/novelty/RUN/, which --model applies to new cells.
     """
     session = Session(locals(), "novelty")
-    if novel_type is not None:
-        session.config = session.config.replaced({"novelty.hold_out": novel_type})
     if novel_key is not None and novel_type is None and model is None:
         session.config = session.config.replaced({"novelty.hold_out": None})
     from sctool.artifacts.result_folder import check_free
 
+    if model is not None and novel_type is not None:
+        raise SctoolError(f"--hold-out {novel_type} with --model: what the model has learned is settled", "leave one of them out")
     path = session.data_path(data)
     if model is not None:
         results = session.out / "results" / "novelty" / (session.name or f"{path.stem}-by-{model.name}")
@@ -99,6 +100,8 @@ def novelty(
 
     settings_of(session.config)  # a wrong name of a method is said before the file is read
     cells = read_labelled(path, session.config)
+    for note in cells.notes:
+        session.say(note)
     made, rows, types = run_novelty(cells, session.config, session.say)
     assert made.model is not None
     save_novelty(checkpoint, made.model, cells, rows, types, session.config, path, made.metrics)

@@ -134,6 +134,7 @@ KEYS = {
     "fractions": "curve.fractions",
     "methods": "novelty.methods",
     "alpha": "novelty.alpha",
+    "novel_type": "novelty.hold_out",
     "novel_key": "novelty.novel_key",
     "novel_value": "novelty.novel_value",
     "neighbors": "eval.neighbors",

@@ -38,4 +38,5 @@ TREATED = Demo(
     },
 )
 BATCHES = Demo("batches.h5ad", {"data.batch_key": "batch", "data.label_key": "cell_type"})
-DEMOS = {"scvi": CELLS, "scgen": TREATED, "integrate": BATCHES, "classify": BATCHES, "curve": BATCHES, "novelty": BATCHES}
+STRANGERS = Demo("batches.h5ad", {**BATCHES.settings, "novelty.hold_out": "each"})
+DEMOS = {"scvi": CELLS, "scgen": TREATED, "integrate": BATCHES, "classify": BATCHES, "curve": BATCHES, "novelty": STRANGERS}

@@ -29,7 +29,9 @@ _OTHER_KINDS = {
     b"\xfd7zXZ": "an xz file",
     b"%%Mat": "a Matrix Market text file",
 }
-_EXPORT = "write it from AnnData with adata.write_h5ad; from Seurat as docs/from-seurat.md says (JoinLayers, then the counts, cells as rows)"
+_EXPORT = (
+    "write it from AnnData with adata.write_h5ad; from Seurat as docs/from-seurat.md says (JoinLayers, then the counts, cells as rows)"
+)
 
 
 class H5ad:
