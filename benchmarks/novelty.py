@@ -21,7 +21,7 @@ import pandas as pd
 
 from sctool.bench.novelty import mean_by, run_novelty
 from sctool.config import Config
-from sctool.data.novelty import EACH, read_labelled
+from sctool.data.novelty import EACH, read_typed
 from sctool.models.novelty.registry import COMBINED, DEFAULT
 
 PREVIOUS = {
@@ -46,7 +46,7 @@ def main() -> None:
         path, label, *batch = text.split("@")
         keys = {"data.label_key": label, "data.batch_key": batch[0] if batch else None}
         config = Config().replaced({**keys, "novelty.hold_out": EACH, "novelty.methods": given.methods, "threads": given.threads})
-        made, _, _ = run_novelty(read_labelled(Path(path), config), config, print)
+        made, _, _ = run_novelty(read_typed(Path(path), config), config, print)
         assert made.by_type is not None
         tables[" ".join([Path(path).stem, label, *batch])] = mean_by(made.by_type)
     for measure, title in (("auroc", "AUROC"), ("fpr_at_95tpr", "FPR95"), ("false_alarms", "flagged (5 % promised)")):

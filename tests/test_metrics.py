@@ -50,6 +50,8 @@ def test_every_metric_reaches_its_best_value_on_itself():
     own = {"change_r": (cells[0], cells[0], control[0]), "change_error": (cells[0], cells[0], control[0])}
     own |= dict.fromkeys(("mean_r2", "mean_squared_error", "cosine_similarity"), (cells[0], cells[0]))
     own |= dict.fromkeys(("cell_correlation", "cell_r2", "variance_r2", "variance_ratio"), (cells, cells))
+    novel = np.array([False, True, False, True])
+    own |= dict.fromkeys(("auroc", "aupr", "fpr_at_95tpr", "tpr_at_5fpr"), (novel, novel.astype(float)))
     for metric in METRICS.values():
         if metric.name == "energy_distance":
             continue  # unbiased, so 0 on average over samples and not on itself: tests/test_response.py

@@ -16,7 +16,7 @@ from sctool.artifacts.atomic import write_json
 from sctool.artifacts.model_folder import ModelFolder, save_model
 from sctool.artifacts.result_folder import result_folder
 from sctool.config import Config
-from sctool.data.novelty import EACH, Labelled, Rows, Split, parts, splits
+from sctool.data.novelty import EACH, Rows, Split, TypedCells, parts, splits
 from sctool.errors import SctoolError
 from sctool.metrics.novelty import aupr, auroc, fpr_at_95tpr, prevalence, tpr_at_5fpr
 from sctool.models.novelty.cells import Expression
@@ -96,7 +96,7 @@ def settings_of(config: Config) -> Settings:
     )
 
 
-def fit_rows(cells: Labelled, rows: Rows, settings: Settings) -> tuple[NoveltyModel, list[str]]:
+def fit_rows(cells: TypedCells, rows: Rows, settings: Settings) -> tuple[NoveltyModel, list[str]]:
     """Fit on some rows, and on nothing else; returned with the types, in the order of their codes."""
     types, code_n = np.unique(cells.type_n[rows], return_inverse=True)
     groups = None if cells.group_n is None else cells.group_n[rows]
@@ -116,13 +116,13 @@ def judge(novel_n: NDArray[np.bool_], score_n: NDArray[np.float64], threshold: f
     return out | {"n_novel": len(novel_n) - known, "n_known_test": known}
 
 
-def run_novelty(cells: Labelled, config: Config, say: Callable[[str], None] = lambda text: None) -> tuple[Novelty, Rows, list[str]]:
+def run_novelty(cells: TypedCells, config: Config, say: Callable[[str], None] = lambda text: None) -> tuple[Novelty, Rows, list[str]]:
     """Fit detectors; where some cells are novel, judge them.
 
     Parameters
     ----------
     cells
-        From :func:`sctool.data.novelty.read_labelled`.
+        From :func:`sctool.data.novelty.read_typed`.
     config
         Its ``novelty`` section says which cells play the novel ones: ``hold_out`` (a type, or ``each``) or ``novel_key``; neither: all
         known cells are learned, and nothing is judged.
@@ -162,7 +162,7 @@ def run_novelty(cells: Labelled, config: Config, say: Callable[[str], None] = la
     return made, kept[1], kept[2]
 
 
-def _try(cells: Labelled, trial: Split, model: NoveltyModel, chunk: int, seed: int) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+def _try(cells: TypedCells, trial: Split, model: NoveltyModel, chunk: int, seed: int) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     rows = np.concatenate([trial.known, trial.novel])
     novel_n = np.arange(len(rows)) >= len(trial.known)
     scores = model.score_all(Expression(cells.log_ng, cells.counts_ng).take(rows), chunk=chunk)
@@ -203,7 +203,7 @@ def _verdict(made: Novelty, alpha: float) -> list[str]:
 def save_novelty(
     folder: Path,
     model: NoveltyModel,
-    cells: Labelled,
+    cells: TypedCells,
     rows: Rows,
     types: Sequence[str],
     config: Config,

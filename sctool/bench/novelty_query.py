@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from sctool.artifacts.model_folder import ModelFolder, open_model
 from sctool.bench.novelty import BASELINES, Novelty, judge
 from sctool.config import Config
-from sctool.data.expression import find_expression
+from sctool.data.expression import find_expression, read_matrix
 from sctool.data.genes import match_genes
-from sctool.data.novelty import read_matrix, truth
+from sctool.data.novelty import no_empty_cells, truth
 from sctool.data.read import H5ad
 from sctool.errors import SctoolError
 from sctool.models.novelty.cells import Cells, Expression
@@ -85,7 +85,8 @@ def _by_detectors(folder: ModelFolder, query: Path, config: Config, say: Say) ->
         raise SctoolError(
             f"{query.name}: {found.source} has {has} ({found.kind}), but the model learned {learned}", f"give a file of {learned}"
         )
-    log_ng, counts_ng = read_matrix(file, found, about["target_sum"], skip_empty=config.data.skip_empty)
+    log_ng, counts_ng = read_matrix(file, found, about["target_sum"])
+    no_empty_cells(file, log_ng, allowed=config.data.skip_empty)
     match = match_genes(folder.manifest["genes"], found.var, config.data.min_gene_coverage)
     say(str(match))
     model = load_novelty(folder, config.threads)

@@ -96,10 +96,10 @@ def novelty(
         check_free(folder, force=session.force)
     session.limit_threads()
     from sctool.bench.novelty import run_novelty, save_novelty, settings_of
-    from sctool.data.novelty import read_labelled
+    from sctool.data.novelty import read_typed
 
     settings_of(session.config)  # a wrong name of a method is said before the file is read
-    cells = read_labelled(path, session.config)
+    cells = read_typed(path, session.config)
     for note in cells.notes:
         session.say(note)
     made, rows, types = run_novelty(cells, session.config, session.say)

@@ -157,7 +157,7 @@ def _labels(file: H5ad, config: Config, train: Mask, test: Mask) -> tuple[list[S
         return [error], []
     if pd.api.types.is_float_dtype(column) and column.nunique() > 100:
         return [SctoolError(f"obs[{key!r}] (--label-key) looks continuous: {column.nunique()} distinct numbers", "give types")], []
-    labels = labels_of(column.astype(object).map(lambda v: v.strip() if isinstance(v, str) else v), config.classify.missing_labels)
+    labels = labels_of(column, config.classify.missing_labels)
     used = train | test
     missing = int((labels[used] == "").sum())
     if missing > used.sum() / 2:

@@ -46,6 +46,28 @@ def log_normalise(counts: sp.csr_matrix, target_sum: float) -> sp.csr_matrix:
     return sp.csr_matrix((values_e, counts.indices, counts.indptr), shape=counts.shape)
 
 
+def read_matrix(file: H5ad, found: Chosen, target_sum: float | None = None) -> tuple[sp.csr_matrix, sp.csr_matrix | None]:
+    """Log expression of all cells and genes of a file and, where it holds them, its raw counts; both CSR float32.
+
+    Parameters
+    ----------
+    found
+        What the file holds, from :func:`find_expression`.
+    target_sum
+        Counts are scaled to so many per cell; of no effect on logarithms.
+
+    Raises
+    ------
+    SctoolError
+        If there are NaN, infinite or negative values.
+    """
+    matrix = file.matrix(found.source)
+    bad = int((~np.isfinite(matrix.data)).sum() + (matrix.data < 0).sum())
+    if bad:
+        raise SctoolError(f"{file.path}: {found.source} has {bad} NaN, infinite or negative values", "put raw counts into it")
+    return (log_normalise(matrix, target_sum or 1e4), matrix) if found.kind.is_linear else (matrix, None)
+
+
 def read_expression(file: H5ad, data: DataConfig, target_sum: float | None) -> tuple[sp.csr_matrix, Chosen]:
     """Log expression of all cells and genes of a file, CSR float32, and where it came from.
 
@@ -59,20 +81,25 @@ def read_expression(file: H5ad, data: DataConfig, target_sum: float | None) -> t
     SctoolError
         If there are NaN, infinite or negative values, or the file is on another scale than the model.
     """
-    found = find_expression(file, data)
-    matrix = file.matrix(found.source)
-    bad = int((~np.isfinite(matrix.data)).sum() + (matrix.data < 0).sum())
-    if bad:
-        raise SctoolError(f"{file.path}: {found.source} has {bad} NaN, infinite or negative values", "put raw counts into it")
-    if found.kind.is_linear:
-        if target_sum is None:
-            raise SctoolError(
-                f"{file.path.name} has raw counts, but the model was trained on logarithms of unknown scale", "put those into X instead"
-            )
-        return log_normalise(matrix, target_sum), found
-    if target_sum and found.kind.target and abs(found.kind.target / target_sum - 1) > 0.01:
+    found = same_scale(file, find_expression(file, data), target_sum)
+    return read_matrix(file, found, target_sum)[0], found
+
+
+def same_scale(file: H5ad, found: Chosen, target_sum: float | None) -> Chosen:
+    """What a file holds, if a model of cells scaled to ``target_sum`` (None: of logarithms of unknown scale) can read it.
+
+    Raises
+    ------
+    SctoolError
+        If not.
+    """
+    if found.kind.is_linear and not target_sum:
+        raise SctoolError(
+            f"{file.path.name} has raw counts, but the model was trained on logarithms of unknown scale", "put those into X instead"
+        )
+    if not found.kind.is_linear and target_sum and found.kind.target and abs(found.kind.target / target_sum - 1) > 0.01:
         raise SctoolError(
             f"{file.path.name}: X is {found.kind}; the model was trained on cells scaled to {target_sum:,.0f}",
             "scale it likewise, or give counts",
         )
-    return matrix, found
+    return found

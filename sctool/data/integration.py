@@ -97,6 +97,6 @@ def check_targets(config: Config, batches: Sequence[str]) -> None:
 
 
 def labels_of(column: pd.Series, unlabeled: list[str]) -> NDArray[Any]:
-    """Labels as strings, "" where there is none or a word for none."""
-    labels = column.astype(object).where(column.notna(), "").astype(str).to_numpy(object)
+    """Labels as strings without spaces around them, "" where there is none or a word for none."""
+    labels = column.astype(object).where(column.notna(), "").astype(str).str.strip().to_numpy(object)
     return np.where(np.isin(labels, unlabeled), "", labels)

@@ -15,7 +15,7 @@ from sctool.config import Config
 from sctool.data.cache import take_rows
 from sctool.data.check_classify import check_classify_file, split_masks
 from sctool.data.demo import Demo
-from sctool.data.expression import find_expression, log_normalise
+from sctool.data.expression import find_expression, log_normalise, read_matrix
 from sctool.data.genes import gene_names
 from sctool.data.integration import labels_of
 from sctool.data.prepare import fingerprint
@@ -101,7 +101,7 @@ def prepare_labelled(path: Path, config: Config, demo: Demo | None = None) -> La
     checked = check_classify_file(file, config)
     checked.require()
     obs = file.obs
-    labels_n = labels_of(obs[data.label_key].astype(object).map(_bare), classify.missing_labels)
+    labels_n = labels_of(obs[data.label_key], classify.missing_labels)
     train, test = split_masks(file, config)
     reason = np.full(len(obs), "", dtype=object)
     if data.cells:
@@ -120,17 +120,10 @@ def prepare_labelled(path: Path, config: Config, demo: Demo | None = None) -> La
         var = pd.DataFrame(index=genes["name"])
     else:
         found = find_expression(file, data)
-        matrix, var, read = file.matrix(found.source), found.var, found.source
-        genes = gene_names(var)
-        bad = int((~np.isfinite(matrix.data)).sum() + (matrix.data < 0).sum())
-        if bad:
-            raise SctoolError(f"{path.name}: {read} has {bad} NaN, infinite or negative values", "put raw counts into it")
-        if found.kind.is_linear:
-            counts, target = matrix, data.target_sum
-            x_ng = log_normalise(matrix, target)
-            reason[(reason == "") & (np.diff(matrix.indptr) == 0)] = "no counts"
-        else:
-            x_ng, target = matrix, found.kind.target or None
+        x_ng, counts = read_matrix(file, found, data.target_sum)
+        var, read, genes = found.var, found.source, gene_names(found.var)
+        target = data.target_sum if counts is not None else found.kind.target or None
+        reason[(reason == "") & (np.diff(x_ng.indptr) == 0)] = "no counts"
     if wanted is not None:
         absent = sorted(set(wanted) - set(genes["name"]))
         if len(absent) == len(set(wanted)):
@@ -142,7 +135,7 @@ def prepare_labelled(path: Path, config: Config, demo: Demo | None = None) -> La
     groups = group_key(config)
     out = pd.DataFrame({"cell": obs.index[~ok], "label": labels_n[~ok], "reason": reason[~ok]})
     about: dict[str, Any] = {"file": str(path), "read": read, "cells": len(obs), "genes": len(var), "notes": checked.notes}
-    about["fingerprint"] = fingerprint(obs, var, matrix if kind != "embedding" else sp.csr_matrix(x_ng))
+    about["fingerprint"] = fingerprint(obs, var, sp.csr_matrix(x_ng) if counts is None else counts)
     made = Labelled(
         x_ng,
         counts,
@@ -184,7 +177,3 @@ def features_of(text: str) -> tuple[str, list[str] | None]:
     if not wanted:
         raise SctoolError(f"{path} names no gene", "give one gene per line")
     return "list", wanted
-
-
-def _bare(label: Any) -> Any:
-    return label.strip() if isinstance(label, str) else label

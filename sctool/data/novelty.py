@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from sctool.config import Config
 from sctool.data.check import check_names
-from sctool.data.expression import find_expression, log_normalise
+from sctool.data.expression import find_expression, read_matrix
 from sctool.data.genes import gene_names
-from sctool.data.matrix_kind import Chosen
+from sctool.data.integration import labels_of
 from sctool.data.read import H5ad, near
 from sctool.errors import SctoolError
 
@@ -29,7 +29,7 @@ Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Labelled:
+class TypedCells:
     """A file with types of cells.
 
     Attributes
@@ -94,37 +94,17 @@ class Split:
     novel: Rows
 
 
-def read_matrix(file: H5ad, found: Chosen, target_sum: float | None, *, skip_empty: bool) -> tuple[sp.csr_matrix, sp.csr_matrix | None]:
-    """Log expression of a file and, where it holds them, its counts; checked.
-
-    Parameters
-    ----------
-    found
-        What the file holds, from :func:`sctool.data.expression.find_expression`.
-    target_sum
-        Counts are scaled to so many per cell; of no effect on logarithms.
-    skip_empty
-        Let cells without counts pass.
-    """
-    problems = list(check_names(file, found.var))
-    if problems:
-        raise problems[0]
-    matrix = file.matrix(found.source)
-    bad = int((~np.isfinite(matrix.data)).sum() + (matrix.data < 0).sum())
-    if bad:
-        raise SctoolError(f"{file.path}: {found.source} has {bad} NaN, infinite or negative values", "put raw counts into it")
+def no_empty_cells(file: H5ad, matrix: sp.csr_matrix, *, allowed: bool = False) -> None:
+    """Refuse cells without counts, unless they are to pass: every score of such a cell is of its depth."""
     empty = np.flatnonzero(np.diff(matrix.indptr) == 0)
-    if len(empty) and not skip_empty:
+    if len(empty) and not allowed:
         raise SctoolError(
             f"{len(empty)} of {file.n_cells} cells have no counts, e.g. {file.obs.index[empty[0]]}",
             "filter them out, or keep them with --set data.skip_empty=true",
         )
-    if not found.kind.is_linear:
-        return matrix, None
-    return log_normalise(matrix, target_sum or 1e4), matrix
 
 
-def read_labelled(path: Path, config: Config) -> Labelled:
+def read_typed(path: Path, config: Config) -> TypedCells:
     """Read a file with its types, groups, and the mark of novel cells.
 
     Raises
@@ -150,11 +130,14 @@ def read_labelled(path: Path, config: Config) -> Labelled:
             file.column(key, flag)
     novel_n = None if novelty.novel_key is None else truth(file.obs[novelty.novel_key], novelty.novel_key, novelty.novel_value)
     found = find_expression(file, data)
-    log_ng, counts_ng = read_matrix(file, found, data.target_sum, skip_empty=data.skip_empty)
-    type_n = types_of(file.obs[data.label_key], config.classify.missing_labels)
+    for problem in check_names(file, found.var):
+        raise problem
+    log_ng, counts_ng = read_matrix(file, found, data.target_sum)
+    no_empty_cells(file, log_ng, allowed=data.skip_empty)
+    type_n = labels_of(file.obs[data.label_key], config.classify.missing_labels)
     group_key = data.group_key or data.batch_key
     group_n = None if group_key is None else file.obs[group_key].astype(str).to_numpy(object)
-    made = Labelled(log_ng, counts_ng, file.obs, gene_names(found.var), found.source, type_n, novel_n, group_n, group_key)
+    made = TypedCells(log_ng, counts_ng, file.obs, gene_names(found.var), found.source, type_n, novel_n, group_n, group_key)
     names = sorted(set(type_n[made.known]))
     if novelty.hold_out and novelty.hold_out != EACH and novelty.hold_out not in names:
         raise SctoolError(
@@ -167,12 +150,6 @@ def read_labelled(path: Path, config: Config) -> Labelled:
             "detectors need two known types at least; hold out less, or give a finer column",
         )
     return made
-
-
-def types_of(column: pd.Series, missing: list[str]) -> NDArray[Any]:
-    """Types as strings without spaces around them; empty where a cell has none."""
-    text = column.astype(object).where(column.notna(), "").astype(str).str.strip()
-    return text.where(~text.isin(missing), "").to_numpy(object)
 
 
 def truth(column: pd.Series, key: str, value: str | None = None) -> NDArray[np.bool_]:
@@ -235,7 +212,7 @@ def parts(rows: Rows, group_n: NDArray[Any] | None, rng: np.random.Generator, n:
     return [rows[np.isin(group_n[rows], chosen)] for chosen in bins]
 
 
-def splits(cells: Labelled, hold_out: str | None, novel_key: str | None, seed: int) -> Iterator[Split]:
+def splits(cells: TypedCells, hold_out: str | None, novel_key: str | None, seed: int) -> Iterator[Split]:
     """The trials: for each type kept away, each part of groups held out in turn (or one third of the cells, where there are no groups)."""
     types = sorted(set(cells.type_n[cells.known]))
     for held_out in types if hold_out == EACH else [hold_out or str(novel_key)]:

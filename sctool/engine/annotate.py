@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from sctool.config import DataConfig
-from sctool.data.expression import find_expression, log_normalise
+from sctool.data.expression import find_expression, log_normalise, same_scale
 from sctool.data.genes import GeneMatch, match_genes
 from sctool.data.read import H5ad
 from sctool.engine.bundle import Bundle
@@ -78,16 +78,9 @@ def open_query(bundle: Bundle, file: H5ad, data: DataConfig) -> Query:
                 "compute it as for the training cells",
             )
         return Query(file, bundle.embedding, None, 1.0, None, False)
-    found = find_expression(file, data)
     target = manifest["target_sum"]
+    found = same_scale(file, find_expression(file, data), target)
     counted = found.kind.is_linear
-    if counted and not target:
-        raise SctoolError(f"{file.path.name} has raw counts, but the model was trained on logarithms of unknown scale", "put those into X")
-    if not counted and target and found.kind.target and abs(found.kind.target / target - 1) > 0.01:
-        raise SctoolError(
-            f"{file.path.name}: X is {found.kind}; the model was trained on cells scaled to {target:,.0f}",
-            "scale it likewise, or give counts",
-        )
     copies = _copies(file, found.var, counted)
     match = _match(bundle.genes, found.var)
     weight_f = bundle.folder.weights()["importance_f"].numpy()
