@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -192,7 +192,7 @@ class ClassifyConfig(Section):
     split_key: str | None = None
     split_train: list[str] = []
     split_test: list[str] = []
-    missing_labels: list[str] = ["nan", "NA", "None", "", "Unknown", "unknown", "unassigned"]
+    missing_labels: list[str] = ["nan", "NaN", "NA", "N/A", "None", "", "Unknown", "unknown", "Unassigned", "unassigned"]
     min_cells: int = Field(1, ge=1)
     max_cells: int | None = Field(None, ge=1)
     cv: str = "auto"
@@ -224,7 +224,7 @@ class CurveConfig(Section):
 
     by: Literal["groups", "cells"] = "groups"
     repeats: int = Field(5, ge=1)
-    fractions: list[float] = [0.01, 0.03, 0.1, 0.3, 1.0]
+    fractions: list[Annotated[float, Field(gt=0, le=1)]] = [0.01, 0.03, 0.1, 0.3, 1.0]
 
 
 class NoveltyConfig(Section):

@@ -41,9 +41,7 @@ class CalledFile:
             self.called.table.to_csv(partial / "predictions.csv", index=False)
             with (partial / "proba.csv").open("w") as file:
                 for start in range(0, len(self.called.table), _CHUNK):
-                    part = pd.DataFrame(
-                        self.called.probabilities[start : start + _CHUNK].round(6), columns=list(self.bundle.fitted.classes)
-                    )
+                    part = pd.DataFrame(self.called.probabilities[start : start + _CHUNK], columns=list(self.bundle.fitted.classes))
                     part.insert(0, "cell", self.called.table["cell"].to_numpy()[start : start + _CHUNK], allow_duplicates=True)
                     part.to_csv(file, index=False, header=start == 0)
             self.genes.to_csv(partial / "gene_report.tsv", index=False, sep="\t")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def write_classified(made: Classified, results: Path, checkpoints: Path, config:
         held = {name: fitted.held_out for name, fitted in made.models.items()}
         write_json(partial / RECOMMENDED_FILE, {"recommended": made.recommended, "held_out": held})
     if made.evaluation is None:
+        shutil.rmtree(results, ignore_errors=True)  # of older models
         return
     tables = made.evaluation.tables
     tables.update({"splits": made.splits, "dropped": made.cells.dropped})

@@ -20,8 +20,10 @@ from sctool.data.demo import Demo
 from sctool.data.folds import Fold, outer_folds, parse_cv
 from sctool.data.labelled import Labelled, group_key, prepare_labelled
 from sctool.engine.classify import Fitted, fit_classifiers, recommended
+from sctool.engine.device import choose_device
 from sctool.errors import SctoolError
 from sctool.models.classify.registry import BASELINES, MODELS
+from sctool.models.classify.reject import Rejector
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ def classify_file(
     """
     names = check_models(config.classify.models)
     kind, _ = parse_cv(config.classify.cv)
+    Rejector.parse(config.classify.reject)
+    choose_device(config.device)
     cells = prepare_labelled(path, config, demo)
     for note in cells.about["notes"]:
         say(f"note: {note}")
@@ -91,12 +95,14 @@ def classify_file(
         counts = cells.dropped["reason"].value_counts()
         say("left out: " + ", ".join(f"{n:,} cells ({reason})" for reason, n in counts.items()))
     split = len(cells.test) > 0
-    if config.classify.split_test and not split:
+    if (config.classify.split_test or config.classify.split_train) and not split:
         raise SctoolError("no test cell has a label", "give another --split-test")
     folds = [Fold("test", cells.train, cells.test)] if split else []
     if not split and kind != "none":
         folds = outer_folds(cells.train, cells.labels_n, cells.groups_n, config.classify.cv, config.seed)
-    folds = [fold for fold in folds if _learnable(fold, cells, say)]
+    planned, folds = len(folds), [fold for fold in folds if _learnable(fold, cells, say)]
+    if planned and not folds:
+        raise SctoolError("no group can be held out: the others then have one type only", "give another --group-key, or --cv none")
     by = group_key(config)
     say(f"{len(cells.train):,} training cells of {len(np.unique(cells.labels_n[cells.train]))} types; " + _said(folds, split, by))
     if not split and kind in ("auto", "cells") and by is None:
@@ -135,6 +141,8 @@ def classify_file(
         if place is not None:
             _keep(place.stage(number), answers, best)
     rng = np.random.default_rng(config.seed)
+    if config.classify.explain and not folds:
+        say("note: --explain needs test cells; with --cv none the weights and gains of the models stand for it")
     if config.classify.explain and folds:  # of the last fold, whose test cells its models have not seen
         say("explaining")
         importance = {name: explained(fitted, cells, folds[-1].test, rng) for name, fitted in made.items() if name != "majority"}

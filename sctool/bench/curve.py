@@ -17,7 +17,7 @@ from sctool.artifacts.result_folder import result_folder
 from sctool.bench.classify import check_models
 from sctool.config import Config
 from sctool.data.demo import Demo
-from sctool.data.folds import Fold, outer_folds
+from sctool.data.folds import Fold, outer_folds, parse_cv
 from sctool.data.labelled import Labelled, group_key, prepare_labelled
 from sctool.engine.classify import fit_classifiers
 from sctool.errors import SctoolError
@@ -57,6 +57,8 @@ def learning_curve(
     """
     names = check_models(config.classify.models)
     by = config.curve.by
+    if parse_cv(config.classify.cv)[0] == "none":
+        raise SctoolError("--cv none: a learning curve needs test cells", "leave it out, or give groups:K or cells:K")
     config = config.replaced({"classify.calibrate": "none", "classify.reject": "none"})  # neither changes who is called what
     cells = prepare_labelled(path, config, demo)
     key = group_key(config)

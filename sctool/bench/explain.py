@@ -54,6 +54,8 @@ def explained(fitted: Fitted, cells: Labelled, rows: NDArray[np.int64], rng: np.
     known = np.isin(labels_n, fitted.classes)
     kept = [rng.permutation(rows[known & (labels_n == label)])[:CELLS_OF_A_TYPE] for label in fitted.classes]
     chosen = np.sort(np.concatenate(kept))
+    if not len(chosen):  # of no type that was trained
+        return quick_importance(fitted, names)
     x_nf = fitted.features.transform(cells.x_ng[chosen])
     code_n = np.searchsorted(np.array(fitted.classes), cells.labels_n[chosen])
     if isinstance(classifier, (Linear, BoostedTrees)):

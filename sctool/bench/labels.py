@@ -12,16 +12,17 @@ from numpy.typing import NDArray
 
 from sctool.bench.evaluation import Evaluation
 from sctool.config import Config
+from sctool.data.check import check_names
 from sctool.data.integration import labels_of
 from sctool.data.labelled import group_key
-from sctool.data.read import H5ad, near
+from sctool.data.read import H5ad, near, read_lines
 from sctool.errors import SctoolError
 from sctool.metrics import classify as m
 from sctool.metrics import confusions as calls
 from sctool.models.classify.hierarchy import Hierarchy
 
 LABEL_COLUMNS = ("label", "y_pred", "predicted_labels", "majority_voting", "prediction", "predicted", "cell_type")
-NO_LABEL = ("Unassigned", "unassigned", "Unknown", "Heterogeneous", "Rejected", "nan", "")
+NO_LABEL = ("Unassigned", "unassigned", "Unknown", "Heterogeneous", "Rejected", "nan", "NaN", "NA", "N/A", "None", "")
 COLUMNS = ("f1_macro_present", "accuracy", "balanced_accuracy", "coverage", "accuracy_assigned")
 
 
@@ -54,7 +55,11 @@ def evaluate_labels(
     if config.data.label_key is None:
         raise SctoolError("the column of true labels is not known", "give --label-key")
     file = H5ad(truth)
+    for problem in check_names(file, file.var.iloc[:0]):
+        raise problem
     labels = pd.Series(labels_of(file.column(config.data.label_key, "--label-key"), config.classify.missing_labels), file.obs.index)
+    if not (labels != "").any():
+        raise SctoolError(f"no cell of {truth.name} has a label in obs[{config.data.label_key!r}]", "give another --label-key")
     key = group_key(config)
     groups = file.column(key, "--group-key").astype(str) if key else None
     renamed = _read_map(label_map) if label_map else {}
@@ -76,11 +81,12 @@ def evaluate_labels(
         left = int((labels != "").sum()) - len(shared)
         say(f"{name}: {len(shared):,} cells scored" + (f"; {left:,} labelled cells of {truth.name} are not in it" if left else ""))
         true, made = labels[shared].to_numpy(object), called[shared].to_numpy(object)
-        classes = np.unique(np.concatenate([true, made[~np.isin(made, NO_LABEL)]]).astype(str))
+        told = [] if p is None else [renamed.get(c, c) for c in p.columns]
+        classes = np.unique(np.concatenate([true, made[~np.isin(made, NO_LABEL)], told]).astype(str))
         truth_n = np.searchsorted(classes, true.astype(str))
         predicted_n = np.where(np.isin(made, NO_LABEL), -1, np.searchsorted(classes, made.astype(str)))
         p_nc = None if p is None else _aligned(p.rename(columns=renamed), shared, classes)
-        known = np.isin(classes, np.unique(made.astype(str))) if p is None else np.isin(classes, [renamed.get(c, c) for c in p.columns])
+        known = np.isin(classes, np.unique(made.astype(str))) if p is None else np.isin(classes, told)
         scores = m.classify_scores(truth_n, predicted_n, p_nc, list(classes), known)
         if tree:
             scores["hierarchical_f1"] = tree.hierarchical_f1(true, made)
@@ -154,7 +160,7 @@ def _aligned(p: pd.DataFrame, cells: pd.Index, classes: NDArray[Any]) -> NDArray
 def _read_map(path: Path) -> dict[str, str]:
     if not path.exists():
         raise SctoolError(f"{path}: no such file", "give a TSV of a predicted label and the true one")
-    pairs = [line.split("\t") for line in path.read_text().splitlines() if line.strip()]
+    pairs = [line.split("\t") for line in read_lines(path)]
     wrong = [pair for pair in pairs if len(pair) != 2]
     if wrong:
         raise SctoolError(f"{path}: {'<tab>'.join(wrong[0])!r} is not a pair", "write predicted<tab>true on each line")

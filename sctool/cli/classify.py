@@ -188,6 +188,9 @@ def predict(
     results = session.out / "results" / "classify" / (session.name or f"{path.stem}-by-{run}")
     check_free(results, force=session.force)
     if write_h5ad is not None:
+        if write_h5ad.is_dir() or write_h5ad.resolve() == path.resolve():
+            what = "is a folder" if write_h5ad.is_dir() else "is the file that is read, which is never changed"
+            raise SctoolError(f"--write-h5ad {write_h5ad} {what}", "give another name")
         check_free(write_h5ad, force=session.force)
     session.limit_threads()
     from sctool.bench.called import call_file

@@ -196,7 +196,7 @@ def classify(
     if not predictions:
         raise SctoolError("nothing to score", "give --pred predictions.csv")
     path = session.data_path(data)
-    names = [p.parent if p.name == "predictions.csv" and p.parent.name else p for p in predictions]
+    names = [p.resolve().parent if p.name == "predictions.csv" else p.resolve() for p in predictions]
     results = _place(session, "classify", [p.with_name(f"{p.name}-against-{path.stem}") for p in names], [])
     from sctool.bench.labels import evaluate_labels
 

@@ -43,7 +43,13 @@ class Checked:
     notes: list[str] = field(default_factory=list)
 
     def require(self) -> Chosen:
-        """The matrix to read, if the file is fit for training.
+        """The matrix to read, if the file is fit for training; see :meth:`require_fit`."""
+        self.require_fit()
+        assert self.matrix is not None
+        return self.matrix
+
+    def require_fit(self) -> None:
+        """Go on only if nothing is wrong.
 
         Raises
         ------
@@ -52,8 +58,6 @@ class Checked:
         """
         if self.problems:
             raise self.problems[0] if len(self.problems) == 1 else Problems(self.problems)
-        assert self.matrix is not None
-        return self.matrix
 
 
 def check_counts_file(file: H5ad, data: DataConfig) -> Checked:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from sctool.config import Config
 from sctool.data.check import FEWEST_CELLS, Checked, check_names
 from sctool.data.expression import find_expression
 from sctool.data.integration import labels_of
-from sctool.data.read import H5ad, near
+from sctool.data.read import H5ad, near, read_lines
 from sctool.data.splits import select
 from sctool.errors import SctoolError
 
@@ -24,6 +25,10 @@ def check_classify_file(file: H5ad, config: Config) -> Checked:
     """Check a file for classification with the columns, the features and the split of a configuration."""
     checked = Checked(file)
     var = file.var
+    try:
+        features_of(config.classify.features)
+    except SctoolError as error:
+        checked.problems.append(error)
     if config.classify.features.startswith("obsm:"):
         embedding = config.classify.features.removeprefix("obsm:")
         try:
@@ -46,12 +51,11 @@ def check_classify_file(file: H5ad, config: Config) -> Checked:
         checked.problems.append(SctoolError(f"only {file.n_cells} cells; a classifier needs at least {FEWEST_CELLS}", "give more cells"))
     for key, flag in ((config.data.group_key, "--group-key"), (config.data.batch_key, "--batch-key")):
         checked.problems += _complete(file, key, flag)
-    checked.problems += _conditions(file, config)
     try:
         train, test = split_masks(file, config)
     except SctoolError as error:
         checked.problems.append(error)
-        train = test = np.ones(file.n_cells, bool)
+        train, test = np.ones(file.n_cells, bool), np.zeros(file.n_cells, bool)
     problems, notes = _labels(file, config, train, test)
     checked.problems += problems
     checked.notes += notes
@@ -67,18 +71,20 @@ def split_masks(file: H5ad, config: Config) -> tuple[Mask, Mask]:
         If a value is not there, or cells or groups are on both sides.
     """
     c = config.classify
-    everyone = np.ones(file.n_cells, bool)
+    everyone = select(file.obs, config.data.cells) if config.data.cells else np.ones(file.n_cells, bool)
+    nobody = np.zeros(file.n_cells, bool)
     if c.split_key is None:
         if c.split_train or c.split_test:
             raise SctoolError("--split-train and --split-test need --split-key", "give the obs column they are values of")
-        return everyone, ~everyone
+        return everyone, nobody
     column = file.column(c.split_key, "--split-key")
     if not c.split_train and not c.split_test:
         if c.cv in ("pairs", "auto"):
-            return everyone, ~everyone
+            return everyone, nobody
         raise SctoolError(f"--split-key {c.split_key} without --split-train and --split-test", "give both, or one: the other is the rest")
     test = _members(column, c.split_test, "--split-test") if c.split_test else ~_members(column, c.split_train, "--split-train")
     train = _members(column, c.split_train, "--split-train") if c.split_train else ~test
+    train, test = train & everyone, test & everyone
     both = int((train & test).sum())
     if both:
         shared = ", ".join(value for value in c.split_train if value in c.split_test) or "some values"
@@ -98,17 +104,21 @@ def split_masks(file: H5ad, config: Config) -> tuple[Mask, Mask]:
 def _members(column: pd.Series, wanted: list[str], flag: str) -> Mask:
     """Cells with one of the values; numbers are compared as numbers, so 1 finds 1.0."""
     text_n = column.astype(str).str.strip().to_numpy(object)
-    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
-        text_n = np.array([f"{value:g}" for value in column.astype(float)], object)
-        wanted = [f"{float(value):g}" if _is_number(value) else value for value in wanted]
+    kind = column.cat.categories.dtype if isinstance(column.dtype, pd.CategoricalDtype) else column.dtype
+    number_n = np.full(len(column), np.nan)
+    if pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind):
+        number_n = column.astype(float).to_numpy()
+    members = np.zeros(len(column), bool)
     for value in wanted:
-        if not (text_n == value).any():
+        own = (text_n == value) | (number_n == (float(value) if _is_number(value) else np.nan))
+        if not own.any():
             counts = pd.Series(text_n).value_counts()
             there = ", ".join(f"{name} ({n:,})" for name, n in counts.head(10).items())
             raise SctoolError(
                 f"{flag}: obs[{column.name!r}] has no {value!r}; it has: {there}", near(value, [str(v) for v in counts.index])
             )
-    return np.isin(text_n, wanted)
+        members |= own
+    return members
 
 
 def _is_number(text: str) -> bool:
@@ -138,14 +148,6 @@ def _complete(file: H5ad, key: str | None, flag: str) -> Iterator[SctoolError]:
         )
 
 
-def _conditions(file: H5ad, config: Config) -> Iterator[SctoolError]:
-    try:
-        if config.data.cells:
-            select(file.obs, config.data.cells)
-    except SctoolError as error:
-        yield error
-
-
 def _labels(file: H5ad, config: Config, train: Mask, test: Mask) -> tuple[list[SctoolError], list[str]]:
     """Of the label column: missing, continuous, one type only, none shared; and what is only worth a word."""
     key = config.data.label_key
@@ -155,8 +157,11 @@ def _labels(file: H5ad, config: Config, train: Mask, test: Mask) -> tuple[list[S
         column = file.column(key, "--label-key")
     except SctoolError as error:
         return [error], []
-    if pd.api.types.is_float_dtype(column) and column.nunique() > 100:
+    if pd.api.types.is_numeric_dtype(column) and column.nunique() > 100:
         return [SctoolError(f"obs[{key!r}] (--label-key) looks continuous: {column.nunique()} distinct numbers", "give types")], []
+    if column.nunique() > max(10, len(column) / 2):
+        found = f"obs[{key!r}] (--label-key) has {column.nunique():,} values for {len(column):,} cells"
+        return [SctoolError(f"{found}; it looks like a name of each cell", "give the column of types")], []
     labels = labels_of(column, config.classify.missing_labels)
     used = train | test
     missing = int((labels[used] == "").sum())
@@ -180,3 +185,18 @@ def _labels(file: H5ad, config: Config, train: Mask, test: Mask) -> tuple[list[S
     few = [f"{name} ({n})" for name, n in zip(names, sizes, strict=True) if n < 10]
     notes += [f"types of fewer than 10 training cells: {', '.join(few)}"] if few else []
     return [], notes
+
+
+def features_of(text: str) -> tuple[str, list[str] | None]:
+    """What ``--features`` means: its kind, and the names in the file, where it is one."""
+    if text in ("hvg", "all"):
+        return text, None
+    if text.startswith("obsm:"):
+        return "embedding", None
+    path = Path(text)
+    if not path.is_file():
+        raise SctoolError(f"--features {text!r} is neither hvg, all, obsm:KEY nor a file", "give a text file with one gene per line")
+    wanted = [line.split("\t")[0].strip() for line in read_lines(path)]
+    if not wanted:
+        raise SctoolError(f"{path} names no gene", "give one gene per line")
+    return "list", wanted

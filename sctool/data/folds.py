@@ -87,13 +87,16 @@ def inner_folds(labels_n: NDArray[Any], groups_n: NDArray[Any] | None, k: int, s
 
     Returns
     -------
-    Positions among the training cells to learn from, and to try on. A fold whose first part has one type only is left out.
+    Positions among the training cells to learn from, and to try on. A fold whose first part has one type only is left out; where that
+    leaves none, folds are of cells.
     """
-    if groups_n is not None and len(np.unique(groups_n)) > 1:
-        folds = _stratified(labels_n, groups_n.astype(str), min(k, len(np.unique(groups_n))), seed)
-    else:
-        folds = _stratified(labels_n, None, k, seed)
-    return [(a, b) for a, b in folds if len(np.unique(labels_n[a])) > 1]
+    n_groups = 0 if groups_n is None else len(np.unique(groups_n))
+    folds = [] if groups_n is None or n_groups < 2 else _stratified(labels_n, groups_n.astype(str), min(k, n_groups), seed)
+    folds = [(a, b) for a, b in folds if len(np.unique(labels_n[a])) > 1]
+    if folds or len(labels_n) < 2:
+        return folds
+    # One group, or types that are each in one group: cells are all there is.
+    return [(a, b) for a, b in _stratified(labels_n, None, min(k, len(labels_n)), seed) if len(np.unique(labels_n[a])) > 1]
 
 
 def _stratified(labels_n: NDArray[Any], groups_n: NDArray[Any] | None, k: int, seed: int) -> list[tuple[Rows, Rows]]:
@@ -104,6 +107,7 @@ def _stratified(labels_n: NDArray[Any], groups_n: NDArray[Any] | None, k: int, s
         splitter = (StratifiedKFold if groups_n is None else StratifiedGroupKFold)(k, shuffle=True, random_state=seed)
         try:
             return [(a, b) for a, b in splitter.split(np.zeros(len(labels_n)), labels_n, groups_n) if len(b)]
-        except ValueError:  # every type has fewer cells than folds
-            parts = np.array_split(np.random.default_rng(seed).permutation(len(labels_n)), k)
-            return [(np.sort(np.concatenate(parts[:i] + parts[i + 1 :])), np.sort(parts[i])) for i in range(k)]
+        except ValueError:  # every type has fewer cells than folds: share out whole groups, or cells, at random
+            units = np.arange(len(labels_n)) if groups_n is None else np.unique(groups_n, return_inverse=True)[1]
+            part_u = np.random.default_rng(seed).permutation(units.max() + 1) % k
+            return [(np.flatnonzero(part_u[units] != i), np.flatnonzero(part_u[units] == i)) for i in range(k)]

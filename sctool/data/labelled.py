@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sctool.config import Config
 from sctool.data.cache import take_rows
-from sctool.data.check_classify import check_classify_file, split_masks
+from sctool.data.check_classify import check_classify_file, features_of, split_masks
 from sctool.data.demo import Demo
 from sctool.data.expression import find_expression, log_normalise, read_matrix
 from sctool.data.genes import gene_names
@@ -99,7 +99,7 @@ def prepare_labelled(path: Path, config: Config, demo: Demo | None = None) -> La
     data, classify = config.data, config.classify
     file = H5ad(path)
     checked = check_classify_file(file, config)
-    checked.require()
+    checked.require_fit()
     obs = file.obs
     labels_n = labels_of(obs[data.label_key], classify.missing_labels)
     train, test = split_masks(file, config)
@@ -162,18 +162,3 @@ def group_key(config: Config) -> str | None:
     classify = config.classify
     by_split = classify.split_key if len(classify.split_train) != 1 else None
     return config.data.group_key or config.data.batch_key or by_split
-
-
-def features_of(text: str) -> tuple[str, list[str] | None]:
-    """What ``--features`` means: its kind, and the names in the file, where it is one."""
-    if text in ("hvg", "all"):
-        return text, None
-    if text.startswith("obsm:"):
-        return "embedding", None
-    path = Path(text)
-    if not path.is_file():
-        raise SctoolError(f"--features {text!r} is neither hvg, all, obsm:KEY nor a file", "give a text file with one gene per line")
-    wanted = [line.split("\t")[0].strip() for line in path.read_text().splitlines() if line.strip()]
-    if not wanted:
-        raise SctoolError(f"{path} names no gene", "give one gene per line")
-    return "list", wanted

@@ -149,6 +149,20 @@ class H5ad:
             raise SctoolError(f"{self.path} is empty: {self.n_cells} cells x {len(self.var)} genes", _EXPORT)
 
 
+def read_lines(path: Path) -> list[str]:
+    """Lines of a text file that are not empty.
+
+    Raises
+    ------
+    SctoolError
+        If it is not text.
+    """
+    try:
+        return [line for line in path.read_text().splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise SctoolError(f"{path} is not a text file", "give one name (or pair) to a line") from None
+
+
 def near(name: str, names: list[str]) -> str:
     """A remedy that points to the nearest name, by letters or by content."""
     low = {other.lower(): other for other in reversed(names)}

@@ -87,9 +87,10 @@ def open_query(bundle: Bundle, file: H5ad, data: DataConfig) -> Query:
     covered = float(weight_f[match.columns >= 0].sum() / weight_f.sum())
     if covered < data.min_gene_coverage:
         n = int((match.columns >= 0).sum())
+        absent = bundle.genes["name"][int(np.argmax(np.where(match.columns < 0, weight_f, -1)))]
         raise SctoolError(
             f"{n:,} of {len(match.columns):,} genes of the model are in {file.path.name}, {covered:.0%} by importance "
-            f"(at least {data.min_gene_coverage:.0%} needed): its are like {bundle.genes['name'][0]}, the file's like {found.var.index[0]}",
+            f"(at least {data.min_gene_coverage:.0%} needed): it lacks {absent}, and has genes like {found.var.index[0]}",
             "add a var column with the other kind of names, or accept it with --set data.min_gene_coverage=0.1",
         )
     return Query(file, found.source, match, covered, target, counted, copies)
@@ -164,6 +165,8 @@ def components(features_nf: Any, n: int = 30, seed: int = 0) -> NDArray[np.float
     from sklearn.decomposition import PCA
 
     n = min(n, min(features_nf.shape) - 1)
+    if n < 2:
+        return np.zeros((features_nf.shape[0], 1), np.float32)
     if sp.issparse(features_nf):
         return PCA(n, svd_solver="arpack", random_state=seed).fit_transform(features_nf.astype(np.float64)).astype(np.float32)
     return PCA(n, random_state=seed).fit_transform(features_nf).astype(np.float32)
@@ -176,8 +179,8 @@ class Called:
     table: pd.DataFrame
     """``cell, label, label_raw, confidence, margin, entropy, rejected`` and, of an ensemble, ``n_agree``; with a vote ``cluster,
     vote_share, label_cell``; with a conformal rule ``label_set``, all types it may be."""
-    probabilities: NDArray[np.float32]
-    """Shape (cells, types)."""
+    probabilities: NDArray[np.float64]
+    """Shape (cells, types), to six digits."""
     covered: float
 
 
@@ -199,7 +202,7 @@ def call_types(
     rejector
         The rule that leaves cells unassigned; default: the model's own.
     hierarchy
-        With it a cell is called the deepest type or group of types whose probability is at least ``back_off``, and is never rejected.
+        With it a cell is called the deepest type or group of types whose probability is at least ``back_off``, instead of the rule.
     vote
         An obs column of clusters, or ``auto`` to make small ones: all cells of a cluster get its commonest label, or "Heterogeneous"
         where that has less than ``min_share``. The label of the cell by itself is kept in ``label_cell``.
@@ -207,23 +210,21 @@ def call_types(
     fitted, names = bundle.fitted, np.array(bundle.fitted.classes, object)
     rejector = rejector or fitted.rejector
     parts: list[pd.DataFrame] = []
-    probabilities: list[NDArray[np.float32]] = []
+    probabilities: list[NDArray[np.float64]] = []
     features: list[Any] = []
     for rows, x_ng, columns in query.blocks():
         p_nc = fitted.proba(x_ng, columns)
-        rejected = rejector.rejects(p_nc)
         raw = names[p_nc.argmax(1)]
-        label = hierarchy.back_off(p_nc, fitted.classes, back_off) if hierarchy else np.where(rejected, UNASSIGNED, raw)
-        part = pd.DataFrame(
-            {"cell": query.file.obs.index[rows], "label": label, "label_raw": raw, **confidence_columns(p_nc), "rejected": rejected}
-        )
+        label = hierarchy.back_off(p_nc, fitted.classes, back_off) if hierarchy else np.where(rejector.rejects(p_nc), UNASSIGNED, raw)
+        part = pd.DataFrame({"cell": query.file.obs.index[rows], "label": label, "label_raw": raw, **confidence_columns(p_nc)})
+        part["rejected"] = label == UNASSIGNED
         if rejector.kind == "conformal":
             part["label_set"] = ["|".join(names[held]) for held in rejector.sets(p_nc)]
         if fitted.members:
             calls = np.stack([member.proba(x_ng, columns).argmax(1) for member in fitted.members])
             part["n_agree"] = (calls == p_nc.argmax(1)).sum(0)
         parts.append(part)
-        probabilities.append(p_nc.astype(np.float32))
+        probabilities.append(p_nc.round(6))
         if vote == "auto":
             features.append(fitted.features.transform(x_ng, columns))
     table = pd.concat(parts, ignore_index=True)

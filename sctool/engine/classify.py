@@ -119,8 +119,7 @@ def fit_classifiers(
     By name, with ``ensemble`` where two or more models were asked for.
     """
     names = list(dict.fromkeys([*names, *BASELINES]))
-    rng = np.random.default_rng(config.seed)
-    rows = fewer(rows, cells.labels_n[rows], config.classify.max_cells, rng)
+    rows = fewer(rows, cells.labels_n[rows], config.classify.max_cells, np.random.default_rng(config.seed))
     classes, code_n = np.unique(cells.labels_n[rows], return_inverse=True)
     groups_n = None if cells.groups_n is None else cells.groups_n[rows]
     variants = {name: settings(name, config) for name in names}
@@ -132,7 +131,7 @@ def fit_classifiers(
     folds = folds[:1] if len(rows) > MANY_CELLS else folds  # one part is enough then, and takes half the time
     rounds: dict[tuple[str, int], list[int]] = {key: [] for key in held}
     for number, (learn, trial) in enumerate(folds):
-        material = prepare(cells, rows[learn], config, rng)
+        material = prepare(cells, rows[learn], config, _generator(config, number))
         seen, local_n = np.unique(code_n[learn], return_inverse=True)
         x_trial = material.features.take(cells.read(rows[trial], material.features.columns))
         known = np.isin(code_n[trial], seen)
@@ -140,12 +139,12 @@ def fit_classifiers(
         for (name, v), logits_nc in held.items():
             tick(f"{name}, held-out part {number + 1} of {len(folds)}")
             model = new_classifier(name, variants[name][v])
-            _learn(model, material, local_n, variants[name][v], rng, watch if len(watch[1]) else None)
-            rounds[name, v].append(model.rounds)
+            _learn(model, material, local_n, variants[name][v], _generator(config, number, name), watch if len(watch[1]) else None)
+            rounds[name, v] += [model.rounds] if model.rounds else []
             got = model.logits(x_trial)
             logits_nc[trial] = got.min(1, keepdims=True) + NEVER
             logits_nc[np.ix_(trial, seen)] = got
-    material = prepare(cells, rows, config, rng)
+    material = prepare(cells, rows, config, _generator(config, len(folds)))
     made: dict[str, Fitted] = {}
     out_of_fold: dict[str, NDArray[np.float64]] = {}
     for name in names:
@@ -154,7 +153,7 @@ def fit_classifiers(
         best, seen_of_it = _best(variants[name], tried, code_n) if tried else (0, {})
         model = new_classifier(name, variants[name][best])
         model.rounds = round(float(np.median(rounds[name, best]))) if rounds.get((name, best)) else 0
-        _learn(model, material, code_n, variants[name][best], rng, None)
+        _learn(model, material, code_n, variants[name][best], _generator(config, len(folds), name), None)
         seen_of_it |= {"rounds": model.rounds} if model.rounds else {}
         fitted = Fitted(name, material.features, model, tuple(map(str, classes)), Calibration("none"), Rejector.parse("none"), seen_of_it)
         made[name] = fitted
@@ -169,6 +168,11 @@ def fit_classifiers(
     return made
 
 
+def _generator(config: Config, fold: int, name: str = "") -> np.random.Generator:
+    """Of one fit, so that what a model learns does not depend on which others were asked for."""
+    return np.random.default_rng([config.seed, fold, *name.encode()])
+
+
 def _wants_held_out(name: str, config: Config) -> bool:
     """Whether anything of a model is set on held-out groups."""
     c = config.classify
@@ -181,7 +185,10 @@ def recommended(made: dict[str, Fitted], margin: float = 0.02) -> str:
     The simplest (lr before svm, rf, xgb, mlp and their mean) that comes within ``margin`` of the best: differences below that, between a
     few groups, are noise, and across batches the simpler model has been the better one.
     """
-    scores = {name: made[name].held_out.get("macro_f1", 0.0) for name in (*MODELS, ENSEMBLE) if name in made}
+    models = [name for name in (*MODELS, ENSEMBLE) if name in made]
+    scores = {name: made[name].held_out["macro_f1"] for name in models if "macro_f1" in made[name].held_out}
+    if len(scores) < len(models):  # nothing was held out for some: there is nothing to choose by
+        return models[0]
     return next(name for name in scores if scores[name] >= max(scores.values()) - margin)
 
 
@@ -241,9 +248,9 @@ def _learn(model: Classifier, material: Material, code_n: NDArray[np.int64], con
 def _best(variants: list[Config], held: list[NDArray[np.float64]], code_n: NDArray[np.int64]) -> tuple[int, dict[str, Any]]:
     """The settings whose held-out macro F1 is best, and what was seen of them."""
     figures = [_figures(logits_nc, code_n) for logits_nc in held]
-    best = int(np.argmax([figure["macro_f1"] for figure in figures]))
+    best = int(np.argmax([figure.get("macro_f1", 0.0) for figure in figures]))
     if len(variants) > 1:
-        figures[best]["tried"] = [round(figure["macro_f1"], 4) for figure in figures]
+        figures[best]["tried"] = [round(figure.get("macro_f1", 0.0), 4) for figure in figures]
         figures[best]["chosen"] = best
     return best, figures[best]
 
@@ -252,6 +259,8 @@ def _figures(logits_nc: NDArray[np.float64], code_n: NDArray[np.int64]) -> dict[
     from sctool.metrics.classify import f1_macro_present
 
     known = np.isfinite(logits_nc).all(1)
+    if not known.any():
+        return {"cells": 0}
     return {"macro_f1": f1_macro_present(code_n[known], logits_nc[known].argmax(1)), "cells": int(known.sum())}
 
 

@@ -52,12 +52,14 @@ class Neighbours(Classifier):
         from sklearn.decomposition import PCA
 
         n = min(COMPONENTS, x_nf.shape[1] - 1, x_nf.shape[0] - 1)
-        if sp.issparse(x_nf):
-            pca = PCA(n, svd_solver="arpack", random_state=self.seed).fit(x_nf.astype(np.float64))
+        if n < 2:  # a feature or two are their own components
+            mean_f, components_lf = np.zeros(x_nf.shape[1]), np.eye(x_nf.shape[1])
         else:
-            pca = PCA(n, svd_solver="full").fit(np.asarray(x_nf, np.float64))
+            solver = "arpack" if sp.issparse(x_nf) else "full"
+            pca = PCA(n, svd_solver=solver, random_state=self.seed).fit(x_nf.astype(np.float64))
+            mean_f, components_lf = pca.mean_, pca.components_
         self.n_classes = int(code_n.max()) + 1
-        self.kept = {"mean_f": pca.mean_, "components_lf": pca.components_, "code_n": code_n.astype(np.int32)}
+        self.kept = {"mean_f": mean_f, "components_lf": components_lf, "code_n": code_n.astype(np.int32)}
         self.kept["z_nl"] = self._place(x_nf)
         self._index()
 

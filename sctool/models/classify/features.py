@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from sctool.data.genes import variable_genes
 from sctool.errors import SctoolError
@@ -58,8 +59,9 @@ class Features:
         if not sp.issparse(part):
             part, unit = np.asarray(part), False  # an embedding's directions have zero at their centre: its length means something
         if sp.issparse(part):
-            mean_f: Any = np.asarray(part.mean(0), np.float64).ravel()
-            square_f = np.asarray(part.multiply(part).mean(0), np.float64).ravel()
+            whole = part.astype(np.float64)  # sums of float32 would give a gene that does not vary a spread
+            mean_f: Any = np.asarray(whole.mean(0)).ravel()
+            square_f = np.asarray(whole.multiply(whole).mean(0)).ravel()
         else:
             mean_f, square_f = part.mean(0, dtype=np.float64), np.square(part, dtype=np.float64).mean(0)
         n = x_ng.shape[0]
@@ -104,6 +106,7 @@ class Features:
         if not sp.issparse(part):
             return np.clip(part / self.scale_f, -CLIP, CLIP).astype(np.float32)
         csr = sp.csr_matrix(part)
+        csr.sort_indices()  # else a query with its genes in another order adds up in another order
         values_e = np.minimum(csr.data / self.scale_f[csr.indices], CLIP)
         return sp.csr_matrix((values_e, csr.indices, csr.indptr), shape=csr.shape)
 
@@ -167,13 +170,13 @@ def markers(
     for group in np.unique(groups_n) if groups_n is not None else [None]:
         own = np.flatnonzero(groups_n == group) if groups_n is not None else np.arange(len(code_n))
         t_kf, told_k = _t_statistic(part[own], code_n[own], k)
-        rank_kf[told_k] += np.argsort(np.argsort(t_kf[told_k], axis=1, kind="stable"), axis=1)
+        rank_kf[told_k] += rankdata(t_kf[told_k], axis=1)
         groups_k += told_k
     order_kf = np.argsort(-rank_kf[groups_k > 0], axis=1, kind="stable")
     # The lists in turn, each gene where it is first named.
     _, first = np.unique(order_kf.T.ravel(), return_index=True)
     named = order_kf.T.ravel()[np.sort(first)]
-    return columns[np.sort(named[:n])] if len(named) else columns[:n]
+    return columns[np.sort(named[:n])] if len(named) else columns
 
 
 def _t_statistic(x_nf: sp.csr_matrix, code_n: NDArray[np.int64], k: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
