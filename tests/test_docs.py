@@ -27,6 +27,7 @@ def test_commands_of_a_page(page, small, tmp_path):
     """In one folder, in order, with few epochs and small files under the names the pages use."""
     (tmp_path / "config.yaml").write_text(
         "train: {epochs: 2}\nthreads: 1\nintegrate: {finetune_epochs: 2, score: false}\ndiffusion: {train_steps: 20}\n"
+        "classify: {inner_folds: 2, rf: {n_estimators: 20}, xgb: {max_rounds: 20, eta: 0.3}}\n"
     )
     a = small.copy()
     a.obs["donor"] = a.obs["donor"].astype(str)
