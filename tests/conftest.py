@@ -19,6 +19,7 @@ VECTORS = Path(__file__).parent / "vectors"
 def pytest_collection_modifyitems(items):
     import torch
 
+    items.sort(key=lambda item: "test_docs" not in item.nodeid)  # the longest first, so that no worker is left with one at the end
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device; torch sees none"))
