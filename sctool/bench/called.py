@@ -75,6 +75,10 @@ def call_file(model: Path, path: Path, config: Config, *, given_rule: str | None
     )
     table, lines = called.table, []
     rejected = float(table["rejected"].mean())
+    trained = _trained_on(bundle)
+    seen = int(table["cell"].isin(trained).sum())
+    if seen:
+        lines.append(f"note: {seen:,} of {len(table):,} cells have names of training cells: a score of them would be too good")
     if query.covered < WELL_COVERED:
         lines.append(f"note: the file has {query.covered:.0%} of what decides (by importance); gene_report.tsv says what is missing")
     if rejected > MANY:
@@ -94,6 +98,12 @@ def call_file(model: Path, path: Path, config: Config, *, given_rule: str | None
         "features_found": float((genes["status"] != "missing").mean()),
     }
     return CalledFile(path, bundle, called, genes, figures, lines)
+
+
+def _trained_on(bundle: Bundle) -> set[str]:
+    """Names of the cells it was trained on, where the run it belongs to is there."""
+    file = bundle.folder.path.parent / "cells.csv"
+    return set(pd.read_csv(file, dtype=str)["cell"]) if file.exists() else set()
 
 
 def _copy_with_labels(path: Path, copy: Path, table: pd.DataFrame) -> None:

@@ -122,8 +122,9 @@ _SHORT = {
 def evaluation_table(made: Evaluation, shown: tuple[str, ...] = ()) -> Table:
     """The mean scores of an evaluation; ``shown`` names the columns."""
     shown = shown or (made.columns[:4] if made.decide else made.columns[:2])
-    rows = [[row["name"], row["arm"], *(f"{row[c]:.3f}" for c in shown)] for _, row in made.summary.iterrows()]
-    return score_table(made.task, ["name", "arm", *(_SHORT.get(c, c.replace("_", " ")) for c in shown)], rows)
+    arms = ["arm"] if set(made.summary["arm"]) - {"prediction", "baseline"} else []
+    rows = [[row["name"], *(row[a] for a in arms), *(f"{row[c]:.3f}" for c in shown)] for _, row in made.summary.iterrows()]
+    return score_table(made.task, ["name", *arms, *(_SHORT.get(c, c.replace("_", " ")) for c in shown)], rows)
 
 
 def score_table(title: str, columns: list[str], rows: Iterable[list[str]], values: Literal["left", "right"] = "right") -> Table:
