@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ from sctool.models.classify.registry import BASELINES
 from sctool.models.classify.reject import coverage_table
 
 RECOMMENDED = "recommended"
+PUBLISHED = ("accuracy", "f1_macro", "roc_auc_macro_ovr")
 COLUMNS = ("f1_macro_present", "accuracy", "balanced_accuracy", "ece", "coverage", "accuracy_assigned")
 ROWS = 4096
 
@@ -86,78 +88,154 @@ class Answers:
         self.promise = fitted.rejector.promise
 
 
-def evaluate(answers: dict[str, Answers], chosen: list[str], cells: Labelled, classes: NDArray[Any], config: Config) -> Evaluation:
-    """Scores, tables and files of what the models answered."""
-    rng = np.random.default_rng(config.seed)
-    names = tuple(map(str, classes))
-    truth_of = np.searchsorted(classes, cells.labels_n)
-    rows: list[dict[str, Any]] = []
-    tables: dict[str, pd.DataFrame] = {}
-    documents: dict[str, Any] = {}
-    summary: dict[str, Any] = {}
-    pooled: dict[str, NDArray[np.int64]] = {}
-    confusions: list[pd.DataFrame] = []
-    coverage: list[pd.DataFrame] = []
-    for name, answer in answers.items():
-        arm = "baseline" if name in BASELINES else "prediction"
-        for part, p_nc, rejected, trained, fold in zip(
-            answer.rows, answer.p_nc, answer.rejected, answer.trained, answer.folds, strict=True
-        ):
-            rows.append(
-                {"name": name, "arm": arm, "fold": fold, "cells": len(part)} | fold_scores(truth_of[part], p_nc, rejected, names, trained)
-            )
-        part, p_nc, rejected = answer.pooled
-        truth_n, predicted_n, trained = truth_of[part], p_nc.argmax(1), np.any(answer.trained, axis=0)
-        groups_n = None if cells.groups_n is None else cells.groups_n[part]
-        pooled[name] = predicted_n
-        scores = fold_scores(truth_n, p_nc, rejected, names, trained)
-        table = calls.confusion_table(truth_n, predicted_n, names)
-        confusions.append(calls.top_confusions(table).assign(model=name))
-        covered = coverage_table(names, truth_n, p_nc, rejected, answer.set_nc).assign(model=name)
-        coverage.append(covered)
-        group = np.full(len(part), "") if groups_n is None else groups_n
-        tables |= {
-            f"{name}/predictions": _predictions(cells, part, truth_n, p_nc, rejected, names, group, answer.fold_n),
-            f"{name}/proba": _proba(cells, part, p_nc, names),
-            f"{name}/metrics_by_class": m.per_class_table(truth_n, predicted_n, p_nc, names, trained),
-            f"{name}/metrics_by_group": m.per_group_table(answer.fold_n if groups_n is None else groups_n, truth_n, predicted_n),
-            f"{name}/reliability": m.reliability_table(p_nc, truth_n),
-            f"{name}/rejection": calls.risk_coverage_table(predicted_n == truth_n, p_nc.max(1)),
-            f"{name}/confusion_matrix": table.rename_axis("").reset_index(),
+@dataclass(frozen=True)
+class Pooled:
+    """The answers of one model to the test cells of all folds, beside the truth."""
+
+    cells: Labelled
+    names: tuple[str, ...]
+    answer: Answers
+    rows: NDArray[np.int64]
+    truth_n: NDArray[np.int64]
+    p_nc: NDArray[np.float64]
+    rejected: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, answer: Answers, cells: Labelled, classes: NDArray[Any]) -> Pooled:
+        """All folds of a model one after the other."""
+        rows, p_nc, rejected = answer.pooled
+        return cls(cells, tuple(map(str, classes)), answer, rows, np.searchsorted(classes, cells.labels_n[rows]), p_nc, rejected)
+
+    @property
+    def predicted_n(self) -> NDArray[np.int64]:
+        """The most probable class."""
+        return self.p_nc.argmax(1)
+
+    @property
+    def groups_n(self) -> NDArray[Any] | None:
+        """Donor or batch of each cell, where they are known."""
+        return None if self.cells.groups_n is None else self.cells.groups_n[self.rows]
+
+    @property
+    def trained_c(self) -> NDArray[np.bool_]:
+        """Classes trained in any fold."""
+        return np.any(self.answer.trained, axis=0)
+
+    def scores(self) -> dict[str, float]:
+        """Over all cells."""
+        return fold_scores(self.truth_n, self.p_nc, self.rejected, self.names, self.trained_c)
+
+    def by_fold(self) -> Iterator[dict[str, Any]]:
+        """A row of scores for each fold."""
+        a, start = self.answer, 0
+        for rows, trained_c, fold in zip(a.rows, a.trained, a.folds, strict=True):
+            own = slice(start, start + len(rows))
+            start += len(rows)
+            scores = fold_scores(self.truth_n[own], self.p_nc[own], self.rejected[own], self.names, trained_c)
+            yield {"fold": fold, "cells": len(rows), **scores}
+
+    def confusion(self) -> pd.DataFrame:
+        """Cells of each true and predicted class."""
+        return calls.confusion_table(self.truth_n, self.predicted_n, self.names)
+
+    def coverage(self) -> pd.DataFrame:
+        """What the rule of rejection did to each type."""
+        return coverage_table(self.names, self.truth_n, self.p_nc, self.rejected, self.answer.set_nc)
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The tables of one model, by file name."""
+        truth_n, predicted_n, p_nc, groups_n, fold_n = self.truth_n, self.predicted_n, self.p_nc, self.groups_n, self.answer.fold_n
+        return {
+            "predictions": self._predictions(),
+            "proba": self._proba(),
+            "metrics_by_class": m.per_class_table(truth_n, predicted_n, p_nc, self.names, self.trained_c),
+            "metrics_by_group": m.per_group_table(fold_n if groups_n is None else groups_n, truth_n, predicted_n),
+            "reliability": m.reliability_table(p_nc, truth_n),
+            "rejection": calls.risk_coverage_table(predicted_n == truth_n, p_nc.max(1)),
+            "confusion_matrix": self.confusion().rename_axis("").reset_index(),
         }
-        intervals = m.bootstrap_intervals(truth_n, predicted_n, groups_n, rng)
-        reasons = m.undefined_reasons(scores, truth_n, p_nc, trained)
-        own = pd.DataFrame([row for row in rows if row["name"] == name])
-        folds_mean = own[list(COLUMNS)].mean().to_dict()
-        documents[f"{name}/metrics.json"] = {
-            **scores,
-            "n_test": len(truth_n),
-            "intervals_95": intervals,
-            "mean_over_folds": folds_mean,
-            "reject_promise": answer.promise,
-            "undefined": reasons,
+
+    def documents(self, rng: np.random.Generator) -> dict[str, Any]:
+        """Its ``metrics.json`` and scikit-learn's report."""
+        from sklearn.metrics import classification_report
+
+        scores = self.scores()
+        about = {
+            "n_test": len(self.rows),
+            "intervals_95": m.bootstrap_intervals(self.truth_n, self.predicted_n, self.groups_n, rng),
+            "mean_over_folds": pd.DataFrame(self.by_fold())[list(COLUMNS)].mean().to_dict(),
+            "reject_promise": self.answer.promise,
+            "undefined": m.undefined_reasons(scores, self.truth_n, self.p_nc, self.trained_c),
             "definitions": m.DEFINITIONS,
         }
-        documents[f"{name}/classification_report.txt"] = _report(truth_n, predicted_n, names)
-        summary[name] = {key: scores[key] for key in ("accuracy", "f1_macro", "roc_auc_macro_ovr", *m.DEFINITIONS) if key in scores}
-    wide = pd.DataFrame(summary).T.rename_axis("model").reset_index()
+        labels = {"labels": range(len(self.names)), "target_names": list(self.names)}
+        report = classification_report(self.truth_n, self.predicted_n, **labels, zero_division=0)
+        return {"metrics.json": scores | about, "classification_report.txt": str(report)}
+
+    def _predictions(self) -> pd.DataFrame:
+        names = np.array(self.names, object)
+        called = names[self.predicted_n]
+        return pd.DataFrame(
+            {
+                "cell": self.cells.obs.index[self.rows],
+                "y_true": names[self.truth_n],
+                "y_pred": called,
+                "y_true_idx": self.truth_n,
+                "y_pred_idx": self.predicted_n,
+                **confidence_columns(self.p_nc),
+                "rejected": self.rejected,
+                "label": np.where(self.rejected, m.UNASSIGNED, called),
+                "group": "" if self.groups_n is None else self.groups_n,
+                "fold": self.answer.fold_n,
+            }
+        )
+
+    def _proba(self) -> pd.DataFrame:
+        table = pd.DataFrame(self.p_nc.round(6), columns=list(self.names))
+        table.insert(0, "cell", self.cells.obs.index[self.rows].to_numpy(), allow_duplicates=True)
+        return table
+
+
+def evaluate(answers: dict[str, Answers], chosen: list[str], cells: Labelled, classes: NDArray[Any], config: Config) -> Evaluation:
+    """Scores, tables and files of what the models answered.
+
+    Parameters
+    ----------
+    answers
+        By model; ``recommended`` is one of them where there are several.
+    chosen
+        Which model was recommended in each fold.
+    classes
+        Types of training and test cells, sorted.
+    """
+    rng = np.random.default_rng(config.seed)
+    pooled = {name: Pooled.of(answer, cells, classes) for name, answer in answers.items()}
+    arms = {name: "baseline" if name in BASELINES else "prediction" for name in pooled}
+    rows = [{"name": name, "arm": arms[name], "seed": config.seed, **row} for name, own in pooled.items() for row in own.by_fold()]
+    tables = {f"{name}/{table}": content for name, own in pooled.items() for table, content in own.tables().items()}
+    files: dict[str, Any] = {f"{name}/{file}": text for name, own in pooled.items() for file, text in own.documents(rng).items()}
+    summary = {name: {key: own.scores()[key] for key in dict.fromkeys((*PUBLISHED, *m.DEFINITIONS))} for name, own in pooled.items()}
+    confusions = [calls.top_confusions(own.confusion()).assign(model=name) for name, own in pooled.items()]
     tables |= {
-        "summary_metrics": wide,
+        "summary_metrics": pd.DataFrame(summary).T.rename_axis("model").reset_index(),
         "top_confusions": pd.concat(confusions, ignore_index=True)[["model", "true", "predicted", "cells", "row_share"]],
-        "rejection_by_type": pd.concat(coverage, ignore_index=True),
-        "disagreement": _disagreement(pooled),
+        "rejection_by_type": pd.concat([own.coverage().assign(model=name) for name, own in pooled.items()], ignore_index=True),
+        "disagreement": _disagreement({name: own.predicted_n for name, own in pooled.items()}),
     }
-    documents["summary_metrics.json"] = summary
-    trained_cells = {str(label): int((cells.labels_n[cells.train] == label).sum()) for label in classes}
-    documents["classes.json"] = {
-        label: {"index": i, "train_seen": trained_cells[label] > 0, "train_cells": trained_cells[label]} for i, label in enumerate(names)
+    names = tuple(map(str, classes))
+    trained_c = [int((cells.labels_n[cells.train] == label).sum()) for label in classes]
+    files |= {
+        "summary_metrics.json": summary,
+        "classes.json": {
+            name: {"index": i, "train_seen": n > 0, "train_cells": n} for i, (name, n) in enumerate(zip(names, trained_c, strict=True))
+        },
+        "classes.txt": "\n".join(f"{i}\t{name}" for i, name in enumerate(names)),
     }
-    documents["classes.txt"] = "\n".join(f"{i}\t{label}" for i, label in enumerate(names))
-    shown = RECOMMENDED if RECOMMENDED in answers else next(iter(answers))
-    notes = [f"{shown}: {line}" for line in calls.confusions_in_words(_confusion_of(tables[f"{shown}/confusion_matrix"]))]
-    notes += _claim(pooled, truth_of, answers, cells, shown, rng)
+    shown = RECOMMENDED if RECOMMENDED in pooled else next(iter(pooled))
+    notes = [f"{shown}: {line}" for line in calls.confusions_in_words(pooled[shown].confusion())]
+    notes += [f"{shown}{line}" for line in _claims(pooled[shown], pooled["knn"], rng)]
     about = {"folds": sorted(set(answers[shown].folds)), "chosen_in_folds": chosen, "classes": list(names), "read": cells.about["read"]}
-    return Evaluation("classify", pd.DataFrame(rows), COLUMNS, about, tables, notes=tuple(notes), files=documents)
+    return Evaluation("classify", pd.DataFrame(rows), COLUMNS, about, tables, notes=tuple(notes), files=files)
 
 
 def fold_scores(
@@ -171,44 +249,22 @@ def fold_scores(
     return scores | {"coverage": float(kept.mean()), "accuracy_assigned": float(right.mean()) if kept.any() else float("nan")}
 
 
-def _predictions(
-    cells: Labelled,
-    rows: NDArray[np.int64],
-    truth_n: NDArray[np.int64],
-    p_nc: NDArray[np.float64],
-    rejected: NDArray[np.bool_],
-    classes: tuple[str, ...],
-    group_n: NDArray[Any],
-    fold_n: NDArray[Any],
-) -> pd.DataFrame:
-    names, predicted_n = np.array(classes, object), p_nc.argmax(1)
-    table = pd.DataFrame(
-        {
-            "cell": cells.obs.index[rows],
-            "y_true": names[truth_n],
-            "y_pred": names[predicted_n],
-            "y_true_idx": truth_n,
-            "y_pred_idx": predicted_n,
-            **confidence_columns(p_nc),
-            "rejected": rejected,
-            "label": np.where(rejected, m.UNASSIGNED, names[predicted_n]),
-            "group": group_n,
-            "fold": fold_n,
-        }
-    )
-    return table
-
-
-def _proba(cells: Labelled, rows: NDArray[np.int64], p_nc: NDArray[np.float64], classes: tuple[str, ...]) -> pd.DataFrame:
-    table = pd.DataFrame(p_nc.round(6), columns=list(classes))
-    table.insert(0, "cell", cells.obs.index[rows].to_numpy(), allow_duplicates=True)
-    return table
-
-
-def _report(truth_n: NDArray[np.int64], predicted_n: NDArray[np.int64], classes: tuple[str, ...]) -> str:
-    from sklearn.metrics import classification_report
-
-    return str(classification_report(truth_n, predicted_n, labels=range(len(classes)), target_names=list(classes), zero_division=0))
+def _claims(own: Pooled, knn: Pooled, rng: np.random.Generator) -> Iterator[str]:
+    """The difference to the k-NN vote with its interval over groups, and whether the promise of rejection was kept."""
+    made = m.paired_group_bootstrap(own.truth_n, own.predicted_n, knn.predicted_n, own.groups_n, rng)
+    interval = f"{made['low']:+.3f} to {made['high']:+.3f}"
+    yield f" - knn, macro F1: {made['difference']:+.3f} (95 % interval over {made['unit']} {interval})"
+    right, kept, sets_nc = own.predicted_n == own.truth_n, ~own.rejected, own.answer.set_nc
+    if sets_nc is not None:
+        held = sets_nc[np.arange(len(own.rows)), own.truth_n].mean()
+        yield f": the set of types holds the true one for {held:.1%} of the cells; {sets_nc.sum(1).mean():.2f} types on average"
+    if not own.answer.promise or not right.any():
+        return
+    if not kept.any():
+        yield ": no cell keeps its label"
+        return
+    shares = f"{kept.mean():.1%} of the cells keep their label ({kept[right].mean():.1%} of the right ones)"
+    yield f": {shares}; {right[kept].mean():.1%} of these are right"
 
 
 def _disagreement(pooled: dict[str, NDArray[np.int64]]) -> pd.DataFrame:
@@ -216,40 +272,3 @@ def _disagreement(pooled: dict[str, NDArray[np.int64]]) -> pd.DataFrame:
     names = [name for name in pooled if name not in (RECOMMENDED, "majority")]
     share = [[float((pooled[a] != pooled[b]).mean()) for b in names] for a in names]
     return pd.DataFrame(share, columns=names).assign(model=names)[["model", *names]]
-
-
-def _confusion_of(table: pd.DataFrame) -> pd.DataFrame:
-    return table.set_index(table.columns[0])
-
-
-def _claim(
-    pooled: dict[str, NDArray[np.int64]],
-    truth_of: NDArray[np.int64],
-    answers: dict[str, Answers],
-    cells: Labelled,
-    shown: str,
-    rng: np.random.Generator,
-) -> list[str]:
-    """The difference to the better of the k-NN vote and the second model, with its interval over groups."""
-    lines = []
-    rows, p_nc, rejected = answers[shown].pooled
-    groups_n = None if cells.groups_n is None else cells.groups_n[rows]
-    made = m.paired_group_bootstrap(truth_of[rows], pooled[shown], pooled["knn"], groups_n, rng)
-    lines.append(
-        f"{shown} - knn, macro F1: {made['difference']:+.3f} (95 % interval over {made['unit']} {made['low']:+.3f} to {made['high']:+.3f})"
-    )
-    right = p_nc.argmax(1) == truth_of[rows]
-    sets_nc = answers[shown].set_nc
-    if sets_nc is not None:
-        held = sets_nc[np.arange(len(rows)), truth_of[rows]].mean()
-        lines.append(
-            f"{shown}: the set of types holds the true one for {held:.1%} of the cells; {sets_nc.sum(1).mean():.2f} types on average"
-        )
-    if answers[shown].promise and right.any():
-        lines.append(
-            f"{shown}: {1 - rejected.mean():.1%} of the cells keep their label ({(~rejected)[right].mean():.1%} of the right ones); "
-            f"{right[~rejected].mean():.1%} of these are right"
-            if (~rejected).any()
-            else f"{shown}: no cell keeps its label"
-        )
-    return lines
