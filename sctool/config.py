@@ -205,14 +205,7 @@ class ClassifyConfig(Section):
     lr_c: float = Field(0.1, gt=0)
     svm_c: float = Field(0.01, gt=0)
     rf: dict[str, Any] = {"n_estimators": 500, "max_features": "sqrt", "min_samples_leaf": 1}
-    xgb: dict[str, Any] = {
-        "max_rounds": 300,
-        "eta": 0.1,
-        "max_depth": 4,
-        "subsample": 0.8,
-        "colsample_bytree": 0.3,
-        "min_child_weight": 1.0,
-    }
+    xgb: dict[str, Any] = {"max_rounds": 300, "eta": 0.1, "max_depth": 4, "subsample": 0.8, "colsample_bytree": 0.3}
     vote: str | None = None
     min_share: float = Field(0.0, ge=0, le=1)
     hierarchy: str | None = None
