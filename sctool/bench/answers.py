@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -106,21 +107,22 @@ class Pooled:
         rows, p_nc, rejected = answer.pooled
         return cls(cells, tuple(map(str, classes)), answer, rows, np.searchsorted(classes, cells.labels_n[rows]), p_nc, rejected)
 
-    @property
+    @cached_property
     def predicted_n(self) -> NDArray[np.int64]:
         """The most probable class."""
         return self.p_nc.argmax(1)
 
-    @property
+    @cached_property
     def groups_n(self) -> NDArray[Any] | None:
         """Donor or batch of each cell, where they are known."""
         return None if self.cells.groups_n is None else self.cells.groups_n[self.rows]
 
-    @property
+    @cached_property
     def trained_c(self) -> NDArray[np.bool_]:
         """Classes trained in any fold."""
         return np.any(self.answer.trained, axis=0)
 
+    @cached_property
     def scores(self) -> dict[str, float]:
         """Over all cells."""
         return fold_scores(self.truth_n, self.p_nc, self.rejected, self.names, self.trained_c)
@@ -134,6 +136,7 @@ class Pooled:
             scores = fold_scores(self.truth_n[own], self.p_nc[own], self.rejected[own], self.names, trained_c)
             yield {"fold": fold, "cells": len(rows), **scores}
 
+    @cached_property
     def confusion(self) -> pd.DataFrame:
         """Cells of each true and predicted class."""
         return calls.confusion_table(self.truth_n, self.predicted_n, self.names)
@@ -152,14 +155,14 @@ class Pooled:
             "metrics_by_group": m.per_group_table(fold_n if groups_n is None else groups_n, truth_n, predicted_n),
             "reliability": m.reliability_table(p_nc, truth_n),
             "rejection": calls.risk_coverage_table(predicted_n == truth_n, p_nc.max(1)),
-            "confusion_matrix": self.confusion().rename_axis("").reset_index(),
+            "confusion_matrix": self.confusion.rename_axis("").reset_index(),
         }
 
     def documents(self, rng: np.random.Generator) -> dict[str, Any]:
         """Its ``metrics.json`` and scikit-learn's report."""
         from sklearn.metrics import classification_report
 
-        scores = self.scores()
+        scores = self.scores
         about = {
             "n_test": len(self.rows),
             "intervals_95": m.bootstrap_intervals(self.truth_n, self.predicted_n, self.groups_n, rng),
@@ -214,8 +217,8 @@ def evaluate(answers: dict[str, Answers], chosen: list[str], cells: Labelled, cl
     rows = [{"name": name, "arm": arms[name], "seed": config.seed, **row} for name, own in pooled.items() for row in own.by_fold()]
     tables = {f"{name}/{table}": content for name, own in pooled.items() for table, content in own.tables().items()}
     files: dict[str, Any] = {f"{name}/{file}": text for name, own in pooled.items() for file, text in own.documents(rng).items()}
-    summary = {name: {key: own.scores()[key] for key in dict.fromkeys((*PUBLISHED, *m.DEFINITIONS))} for name, own in pooled.items()}
-    confusions = [calls.top_confusions(own.confusion()).assign(model=name) for name, own in pooled.items()]
+    summary = {name: {key: own.scores[key] for key in dict.fromkeys((*PUBLISHED, *m.DEFINITIONS))} for name, own in pooled.items()}
+    confusions = [calls.top_confusions(own.confusion).assign(model=name) for name, own in pooled.items()]
     tables |= {
         "summary_metrics": pd.DataFrame(summary).T.rename_axis("model").reset_index(),
         "top_confusions": pd.concat(confusions, ignore_index=True)[["model", "true", "predicted", "cells", "row_share"]],
@@ -232,7 +235,7 @@ def evaluate(answers: dict[str, Answers], chosen: list[str], cells: Labelled, cl
         "classes.txt": "\n".join(f"{i}\t{name}" for i, name in enumerate(names)),
     }
     shown = RECOMMENDED if RECOMMENDED in pooled else next(iter(pooled))
-    notes = [f"{shown}: {line}" for line in calls.confusions_in_words(pooled[shown].confusion())]
+    notes = [f"{shown}: {line}" for line in calls.confusions_in_words(pooled[shown].confusion)]
     notes += [f"{shown}{line}" for line in _claims(pooled[shown], pooled["knn"], rng)]
     about = {"folds": sorted(set(answers[shown].folds)), "chosen_in_folds": chosen, "classes": list(names), "read": cells.about["read"]}
     return Evaluation("classify", pd.DataFrame(rows), COLUMNS, about, tables, notes=tuple(notes), files=files)

@@ -16,7 +16,6 @@ from sctool.bench.answers import RECOMMENDED, Answers, evaluate
 from sctool.bench.evaluation import Evaluation
 from sctool.bench.explain import explained, quick_importance
 from sctool.config import Config
-from sctool.data.demo import Demo
 from sctool.data.folds import Fold, outer_folds, parse_cv
 from sctool.data.labelled import Labelled, group_key, prepare_labelled
 from sctool.engine.classify import Fitted, fit_classifiers, recommended
@@ -58,7 +57,6 @@ def check_models(names: Iterable[str]) -> list[str]:
 def classify_file(
     path: Path,
     config: Config,
-    demo: Demo | None = None,
     *,
     place: RunPlace | None = None,
     say: Callable[[str], None],
@@ -68,8 +66,8 @@ def classify_file(
 
     Parameters
     ----------
-    path, demo
-        The file, and the bundled data set where it is one.
+    path
+        The .h5ad file.
     config
         Its ``data``, ``classify`` and ``train`` sections.
     place
@@ -86,7 +84,7 @@ def classify_file(
     kind, _ = parse_cv(config.classify.cv)
     Rejector.parse(config.classify.reject)
     choose_device(config.device)
-    cells = prepare_labelled(path, config, demo)
+    cells = prepare_labelled(path, config)
     for note in cells.about["notes"]:
         say(f"note: {note}")
     if config.train.sampler != "uniform" and "mlp" not in names:
@@ -107,7 +105,7 @@ def classify_file(
     say(f"{len(cells.train):,} training cells of {len(np.unique(cells.labels_n[cells.train]))} types; " + _said(folds, split, by))
     if not split and kind in ("auto", "cells") and by is None:
         say("note: cells of one donor are in training and test alike, so the scores are of new cells, not of new donors; give --group-key")
-    total = (len(folds) + (not split)) * len(_fits(names, config))
+    total = (len(folds) + (not split)) * _fits(names, config)
     done = 0
 
     def count(where: str) -> Callable[[str], None]:
@@ -129,7 +127,7 @@ def classify_file(
         # The models of the last fold are wanted for explanations, or are those of a split.
         if place is not None and place.resume and place.stage(number).exists() and number < len(folds) - 1:
             chosen.append(_taken_up(place.stage(number), answers))
-            done += len(_fits(names, config))
+            done += _fits(names, config)
             continue
         made = fit_classifiers(names, cells, fold.train, config, count(fold.name))
         best = recommended(made)
@@ -170,11 +168,11 @@ def _taken_up(file: Path, answers: dict[str, Answers]) -> str:
     return str(note["chosen"])
 
 
-def _fits(names: list[str], config: Config) -> list[str]:
+def _fits(names: list[str], config: Config) -> int:
     from sctool.engine.classify import settings
 
     variants = sum(len(settings(name, config)) for name in [*names, *BASELINES])
-    return ["fit"] * (variants * config.classify.inner_folds + len(names) + len(BASELINES))
+    return variants * config.classify.inner_folds + len(names) + len(BASELINES)
 
 
 def _learnable(fold: Fold, cells: Labelled, say: Callable[[str], None]) -> bool:

@@ -16,7 +16,6 @@ from sctool.artifacts.atomic import write_json
 from sctool.artifacts.result_folder import result_folder
 from sctool.bench.classify import check_models
 from sctool.config import Config
-from sctool.data.demo import Demo
 from sctool.data.folds import Fold, outer_folds, parse_cv
 from sctool.data.labelled import Labelled, group_key, prepare_labelled
 from sctool.engine.classify import fit_classifiers
@@ -42,9 +41,7 @@ class Curve:
     lines: list[str]
 
 
-def learning_curve(
-    path: Path, config: Config, demo: Demo | None = None, *, say: Callable[[str], None], tick: Callable[[str, int, int], None]
-) -> Curve:
+def learning_curve(path: Path, config: Config, *, say: Callable[[str], None], tick: Callable[[str, int, int], None]) -> Curve:
     """Train on more and more groups (or cells) and test on groups that stay the same.
 
     Each held-out group, or set of groups, is tested in turn. By groups: in each repeat the other groups are put in a random order and
@@ -60,7 +57,7 @@ def learning_curve(
     if parse_cv(config.classify.cv)[0] == "none":
         raise SctoolError("--cv none: a learning curve needs test cells", "leave it out, or give groups:K or cells:K")
     config = config.replaced({"classify.calibrate": "none", "classify.reject": "none"})  # neither changes who is called what
-    cells = prepare_labelled(path, config, demo)
+    cells = prepare_labelled(path, config)
     key = group_key(config)
     n_groups = 0 if cells.groups_n is None else len(np.unique(cells.groups_n[cells.train]))
     if n_groups < FEWEST_GROUPS and (by == "groups" or n_groups == 1):

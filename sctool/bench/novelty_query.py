@@ -58,7 +58,7 @@ def score_query(path: Path, query: Path, config: Config, say: Say = lambda text:
     novel_n = None
     if config.novelty.novel_key:
         novel_n = truth(file.column(config.novelty.novel_key, "--novel-key"), config.novelty.novel_key, config.novelty.novel_value)
-    scores, model, about = (_by_detectors if kind == "novelty" else _by_latent)(folder, query, config, say)
+    scores, model, about = (_by_detectors if kind == "novelty" else _by_latent)(folder, file, config, say)
     return _result(
         file.obs.index, {name: scores[name] for name in wanted}, model, novel_n, about | {"model": str(path), "query": str(query)}
     )
@@ -74,8 +74,8 @@ def load_novelty(folder: ModelFolder, threads: int | None = None) -> NoveltyMode
         raise SctoolError(f"{folder.path} is not complete: {error} is missing", "copy the folder again, or fit the model again") from None
 
 
-def _by_detectors(folder: ModelFolder, query: Path, config: Config, say: Say) -> tuple[dict[str, Any], NoveltyModel, dict[str, Any]]:
-    about, file = folder.manifest["data"], H5ad(query)
+def _by_detectors(folder: ModelFolder, file: H5ad, config: Config, say: Say) -> tuple[dict[str, Any], NoveltyModel, dict[str, Any]]:
+    about = folder.manifest["data"]
     layer = about["source"].removeprefix("layers/")
     if config.data.counts_layer is None and about["source"].startswith("layers/") and layer in file.layers:
         config = config.replaced({"data.counts_layer": layer})
@@ -83,7 +83,7 @@ def _by_detectors(folder: ModelFolder, query: Path, config: Config, say: Say) ->
     if found.kind.is_linear != (about["target_sum"] is not None):
         has, learned = ("counts", "logarithms") if found.kind.is_linear else ("logarithms", "counts")
         raise SctoolError(
-            f"{query.name}: {found.source} has {has} ({found.kind}), but the model learned {learned}", f"give a file of {learned}"
+            f"{file.path.name}: {found.source} has {has} ({found.kind}), but the model learned {learned}", f"give a file of {learned}"
         )
     log_ng, counts_ng = read_matrix(file, found, about["target_sum"])
     no_empty_cells(file, log_ng, allowed=config.data.skip_empty)
@@ -94,7 +94,7 @@ def _by_detectors(folder: ModelFolder, query: Path, config: Config, say: Say) ->
     return scores, model, {"alpha": folder.manifest["alpha"], "gene_coverage": match.coverage}
 
 
-def _by_latent(folder: ModelFolder, query: Path, config: Config, say: Say) -> tuple[dict[str, Any], NoveltyModel, dict[str, Any]]:
+def _by_latent(folder: ModelFolder, file: H5ad, config: Config, say: Say) -> tuple[dict[str, Any], NoveltyModel, dict[str, Any]]:
     from sctool.engine.query import open_query
     from sctool.models.registry import BUILDERS
 
@@ -113,7 +113,7 @@ def _by_latent(folder: ModelFolder, query: Path, config: Config, say: Say) -> tu
         raise SctoolError(f"{folder.path} kept no cells back for validation, which the threshold is set by", "train it with validation")
     say("embedding the cells of training, and the query")
     model = NoveltyModel.on_latent(known.embed(rows["train"]), known.embed(rows["validation"]), config.novelty.alpha)
-    opened = open_query(folder, build, query, config)
+    opened = open_query(folder, build, file.path, config)
     say(str(opened.match))
     cells = Cells(model.space, None, latent_nl=opened.embed())
     return model.score(cells), model, {"alpha": config.novelty.alpha, "gene_coverage": opened.match.coverage}

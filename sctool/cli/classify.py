@@ -111,7 +111,7 @@ def train(
         return
     try:
         with counted(None if session.quiet or session.json else session.console) as tick:
-            made = classify_file(path, session.config, session.demo, place=place, say=session.say, tick=tick)
+            made = classify_file(path, session.config, place=place, say=session.say, tick=tick)
         write_classified(made, results, checkpoints, session.config, force=session.force or session.resume)
         place.saved = True
     except (KeyboardInterrupt, Interrupted):

@@ -51,7 +51,7 @@ def curve(
     from sctool.engine.progress import counted
 
     with counted(None if session.quiet or session.json else session.console) as tick:
-        made = learning_curve(path, session.config, session.demo, say=session.say, tick=tick)
+        made = learning_curve(path, session.config, say=session.say, tick=tick)
     write_curve(made, results, force=session.force)
     if plots:
         from sctool.report.draw import draw_runs

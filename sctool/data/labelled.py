@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from sctool.config import Config
 from sctool.data.cache import take_rows
 from sctool.data.check_classify import check_classify_file, features_of, split_masks
-from sctool.data.demo import Demo
 from sctool.data.expression import find_expression, log_normalise, read_matrix
 from sctool.data.genes import gene_names
 from sctool.data.integration import labels_of
@@ -88,7 +87,7 @@ class Labelled:
         return stacked
 
 
-def prepare_labelled(path: Path, config: Config, demo: Demo | None = None) -> Labelled:
+def prepare_labelled(path: Path, config: Config) -> Labelled:
     """Read and check a file for classification.
 
     Raises

@@ -16,6 +16,7 @@ from sctool.data.expression import find_expression, log_normalise, same_scale
 from sctool.data.genes import GeneMatch, match_genes
 from sctool.data.read import H5ad
 from sctool.engine.bundle import Bundle
+from sctool.engine.classify import mean_logits
 from sctool.errors import SctoolError
 from sctool.metrics.classify import UNASSIGNED
 from sctool.models.classify.hierarchy import Hierarchy
@@ -83,7 +84,7 @@ def open_query(bundle: Bundle, file: H5ad, data: DataConfig) -> Query:
     counted = found.kind.is_linear
     copies = _copies(file, found.var, counted)
     match = _match(bundle.genes, found.var)
-    weight_f = bundle.folder.weights()["importance_f"].numpy()
+    weight_f = bundle.importance_f
     covered = float(weight_f[match.columns >= 0].sum() / weight_f.sum())
     if covered < data.min_gene_coverage:
         n = int((match.columns >= 0).sum())
@@ -136,7 +137,7 @@ def gene_report(bundle: Bundle, query: Query) -> pd.DataFrame:
     added up) or ``missing``.
     """
     names = bundle.genes["name"]
-    weight_f = bundle.folder.weights()["importance_f"].numpy()
+    weight_f = bundle.importance_f
     rank_f = np.empty(len(names), np.int64)
     rank_f[(-weight_f).argsort(kind="stable")] = np.arange(1, len(names) + 1)
     if query.match is None:
@@ -213,16 +214,16 @@ def call_types(
     probabilities: list[NDArray[np.float64]] = []
     features: list[Any] = []
     for rows, x_ng, columns in query.blocks():
-        p_nc = fitted.proba(x_ng, columns)
+        told = [member.proba(x_ng, columns) for member in fitted.members]
+        p_nc = fitted.calibration.proba(mean_logits(told)) if told else fitted.proba(x_ng, columns)
         raw = names[p_nc.argmax(1)]
         label = hierarchy.back_off(p_nc, fitted.classes, back_off) if hierarchy else np.where(rejector.rejects(p_nc), UNASSIGNED, raw)
         part = pd.DataFrame({"cell": query.file.obs.index[rows], "label": label, "label_raw": raw, **confidence_columns(p_nc)})
         part["rejected"] = label == UNASSIGNED
         if rejector.kind == "conformal":
             part["label_set"] = ["|".join(names[held]) for held in rejector.sets(p_nc)]
-        if fitted.members:
-            calls = np.stack([member.proba(x_ng, columns).argmax(1) for member in fitted.members])
-            part["n_agree"] = (calls == p_nc.argmax(1)).sum(0)
+        if told:
+            part["n_agree"] = (np.stack(told).argmax(2) == p_nc.argmax(1)).sum(0)
         parts.append(part)
         probabilities.append(p_nc.round(6))
         if vote == "auto":

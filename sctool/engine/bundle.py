@@ -29,6 +29,8 @@ class Bundle:
 
     folder: ModelFolder
     fitted: Fitted
+    importance_f: NDArray[np.float64]
+    """Share of each feature in what decides, as it was saved."""
 
     @property
     def genes(self) -> dict[str, list[str]]:
@@ -116,4 +118,4 @@ def open_bundle(path: Path) -> Bundle:
         manifest["held_out"],
         members,
     )
-    return Bundle(folder, fitted)
+    return Bundle(folder, fitted, arrays["importance_f"])

@@ -20,8 +20,8 @@ from sctool.data.folds import inner_folds
 from sctool.data.labelled import Labelled
 from sctool.engine.classifiers import new_classifier
 from sctool.models.classify.balance import balanced
-from sctool.models.classify.base import Classifier, softmax
-from sctool.models.classify.calibration import Calibration
+from sctool.models.classify.base import Classifier
+from sctool.models.classify.calibration import Calibration, softmax
 from sctool.models.classify.features import Features, choose_columns, markers
 from sctool.models.classify.registry import BASELINES, MODELS
 from sctool.models.classify.reject import Rejector
@@ -69,8 +69,7 @@ class Fitted:
             As the training file's matrix, or a query's with ``columns`` saying where each feature is (-1: nowhere).
         """
         if self.members:
-            p_nc = np.mean([member.proba(x_ng, columns) for member in self.members], axis=0)
-            return np.log(np.maximum(p_nc, 1e-12))
+            return mean_logits([member.proba(x_ng, columns) for member in self.members])
         assert self.classifier is not None
         return self.classifier.logits(self.features.transform(x_ng, columns))
 
@@ -89,6 +88,11 @@ class Fitted:
         n = len(self.features.columns)
         total = np.full(n, 1.0) if found is None else np.abs(found).sum(0)
         return total / total.sum() if total.sum() > 0 else np.full(n, 1.0 / n)
+
+
+def mean_logits(parts: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Logits of the mean of some models' probabilities, each of shape (cells, classes)."""
+    return np.log(np.maximum(np.mean(parts, axis=0), 1e-12))
 
 
 @dataclass(frozen=True)
@@ -161,7 +165,7 @@ def fit_classifiers(
             made[name], out_of_fold[name] = _trusted(fitted, tried[best], code_n, groups_n, config)
     members = [name for name in names if name not in BASELINES]
     if len(members) > 1 and all(name in out_of_fold for name in members):
-        mean_nc = np.log(np.maximum(np.mean([out_of_fold[name] for name in members], axis=0), 1e-12))
+        mean_nc = mean_logits([out_of_fold[name] for name in members])
         fitted = replace(made[members[0]], name=ENSEMBLE, classifier=None, members=tuple(made[name] for name in members), held_out={})
         fitted.held_out |= _figures(mean_nc, code_n)
         made[ENSEMBLE], _ = _trusted(fitted, mean_nc, code_n, groups_n, config)

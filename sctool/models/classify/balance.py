@@ -9,6 +9,13 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 NEIGHBOURS = 5
+POWERS = {"none": 0.0, "sqrt": 0.5, "balanced": 1.0}
+
+
+def class_weights(code_n: NDArray[np.int64], power: float = 1.0) -> NDArray[np.float64]:
+    """Weights of cells that go with the size of their class to the power ``-power``, of mean 1; 1 gives each class the same say."""
+    weight_n = np.bincount(code_n)[code_n].astype(np.float64) ** -power
+    return weight_n / weight_n.mean()
 
 
 def balanced(
@@ -25,11 +32,9 @@ def balanced(
         ``oversample``: cells of smaller classes repeated until all are as large as the largest; ``smote``: made up to that size by
         points between a cell and one of its five nearest of the same class (Chawla 2002; fewer than six cells are repeated).
     """
+    if how in POWERS:
+        return x_nf, code_n, class_weights(code_n, POWERS[how])
     size_c = np.bincount(code_n)
-    if how in ("none", "balanced", "sqrt"):
-        power = {"none": 0.0, "sqrt": 0.5, "balanced": 1.0}[how]
-        weight_n = size_c[code_n].astype(np.float64) ** -power
-        return x_nf, code_n, weight_n / weight_n.mean()
     parts, codes = [x_nf], [code_n]
     for code in np.flatnonzero(size_c):
         wanted = int(size_c.max() - size_c[code])

@@ -66,13 +66,6 @@ class Classifier(ABC):
         return None
 
 
-def softmax(logits_nc: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Probabilities of shape (cells, classes), float64."""
-    shifted = np.asarray(logits_nc, np.float64) - np.max(logits_nc, axis=1, keepdims=True)
-    p_nc = np.exp(shifted)
-    return p_nc / p_nc.sum(1, keepdims=True)
-
-
 def dense(x_nf: Any) -> NDArray[np.float32]:
     """Features as a dense array."""
     return x_nf.toarray() if sp.issparse(x_nf) else np.asarray(x_nf, np.float32)

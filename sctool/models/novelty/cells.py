@@ -17,6 +17,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from sctool.config import ClassifyConfig
+from sctool.models.classify.balance import class_weights
 from sctool.models.classify.base import Classifier
 from sctool.models.classify.features import Features, choose_columns
 from sctool.models.classify.registry import make_classifier
@@ -206,7 +207,7 @@ class Space:
             space._find_components(cells.unit_nf, n_components, seed)
         for name in sorted(needs & set(CLASSIFIERS)):
             model = space.classifiers[name] = make_classifier(name, PARAMETERS, seed=seed, threads=threads)
-            model.fit(cells.features(name), code_n, _balanced(code_n))
+            model.fit(cells.features(name), code_n, class_weights(code_n))
         return space, cells
 
     def cells(self, expression: Expression, columns_f: NDArray[np.int64] | None = None) -> Cells:
@@ -239,9 +240,3 @@ class Space:
                 space.classifiers[name] = make_classifier(name, PARAMETERS, threads=threads)
                 space.classifiers[name].restore(own)
         return space
-
-
-def _balanced(code_n: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Weights that give each type the same say, mean 1, shape (cells,)."""
-    size_k = np.bincount(code_n)
-    return len(code_n) / (len(size_k) * size_k[code_n].astype(np.float64))
