@@ -27,7 +27,6 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from sctool.bench.paired import paired_difference
 from sctool.bench.reconstruct import reconstruction_table
-from sctool.config import ARConfig, SCVIConfig, TrainConfig
 from sctool.data.genes import variable_genes
 from sctool.data.matrix_kind import find_counts
 from sctool.data.minibatch import CellStore
@@ -35,6 +34,7 @@ from sctool.data.read import H5ad
 from sctool.engine.samplers import make_sampler
 from sctool.engine.trainer import Trainer
 from sctool.models.scvi import SCVI
+from sctool.sections import ARConfig, SCVIConfig, TrainConfig
 
 warnings.filterwarnings("ignore")
 SAMPLERS = {

@@ -18,7 +18,6 @@ import torch
 from scvi.model import SCVI as Peer
 from sklearn.neighbors import KNeighborsClassifier
 
-from sctool.config import SCVIConfig, TrainConfig
 from sctool.data.genes import variable_genes
 from sctool.data.matrix_kind import find_counts
 from sctool.data.minibatch import CellStore
@@ -26,6 +25,7 @@ from sctool.data.read import H5ad
 from sctool.data.samplers import UniformSampler
 from sctool.engine.trainer import Trainer
 from sctool.models.scvi import SCVI
+from sctool.sections import SCVIConfig, TrainConfig
 
 warnings.filterwarnings("ignore")
 

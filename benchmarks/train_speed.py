@@ -18,11 +18,11 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from sctool.config import ARConfig, SCVIConfig, TrainConfig
 from sctool.data.minibatch import CellStore
 from sctool.engine.samplers import make_sampler
 from sctool.engine.trainer import Trainer
 from sctool.models.scvi import SCVI
+from sctool.sections import ARConfig, SCVIConfig, TrainConfig
 
 warnings.filterwarnings("ignore")
 

@@ -8,7 +8,6 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sctool.config import DataConfig
 from sctool.data.cache import cached_csr, take_rows
 from sctool.data.genes import gene_names, id_type, match_genes, variable_genes
 from sctool.data.matrix_kind import find_counts, matrix_kind
@@ -17,6 +16,7 @@ from sctool.data.read import H5ad, as_csr
 from sctool.data.splits import select, split_cells, split_groups
 from sctool.data.vocabulary import Vocabulary
 from sctool.errors import SctoolError
+from sctool.sections import DataConfig
 
 
 def kinds(x):

@@ -9,12 +9,13 @@ from scipy.spatial.distance import cdist
 from scipy.stats import mannwhitneyu, pearsonr
 
 from sctool.bench.case import Case, baseline_changes, differential_genes, score_baselines, score_cells
-from sctool.config import Config, SCGenConfig
+from sctool.config import Config
 from sctool.data.expression import log_normalise
 from sctool.data.response import CONTROL, PERTURBED, design
 from sctool.errors import SctoolError
 from sctool.metrics import response as m
 from sctool.report.response import response_figures
+from sctool.sections import SCGenConfig
 from tests.conftest import VECTORS
 
 

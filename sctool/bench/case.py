@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
-from sctool.config import SCGenConfig
 from sctool.metrics import response as m
 from sctool.models.scgen import group_weights, learned_power, proportional_change
+from sctool.sections import SCGenConfig
 
 COMPONENTS = 50
 HALVES = 5

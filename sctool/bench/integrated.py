@@ -20,7 +20,7 @@ from sctool.bench.integration import score_embeddings
 from sctool.bench.refinement import Gate, refinement_gate
 from sctool.bench.unintegrated import unintegrated_pca
 from sctool.bench.zero_shot import Contestant
-from sctool.config import Config, IntegrateConfig
+from sctool.config import Config
 from sctool.data.expression import read_expression
 from sctool.data.integration import check_targets, labels_of, target_batch
 from sctool.data.read import H5ad, near
@@ -29,6 +29,7 @@ from sctool.engine.query import Query, open_query
 from sctool.engine.refine import Encoded, encode, refine
 from sctool.errors import SctoolError
 from sctool.models.registry import BUILDERS
+from sctool.sections import IntegrateConfig
 
 Say = Callable[[str], None]
 

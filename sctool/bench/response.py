@@ -18,11 +18,12 @@ from sctool.artifacts.model_folder import open_model
 from sctool.bench.case import COMPONENTS, Case, Matrix, Profile, score_baselines, score_cells
 from sctool.bench.entries import ARMS
 from sctool.bench.evaluation import Evaluation
-from sctool.config import Config, SCGenConfig
+from sctool.config import Config
 from sctool.data.expression import read_expression
 from sctool.data.read import H5ad
 from sctool.data.response import CONTROL, PERTURBED, Design, design
 from sctool.errors import SctoolError
+from sctool.sections import SCGenConfig
 
 SHOWN = ("change_r", "energy_distance", "mean_r2", "change_error")
 FEWEST_CELLS = 10

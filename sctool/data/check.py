@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sctool.config import DataConfig
 from sctool.data.genes import id_type
 from sctool.data.matrix_kind import Chosen, find_counts, judge
 from sctool.data.read import H5ad
 from sctool.data.splits import select
 from sctool.errors import SctoolError
+from sctool.sections import DataConfig
 
 FEWEST_CELLS = 20
 FEWEST_GENES = 10

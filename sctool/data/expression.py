@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 
-from sctool.config import DataConfig
 from sctool.data.matrix_kind import Chosen, find_counts, judge
 from sctool.data.read import H5ad
 from sctool.errors import SctoolError
+from sctool.sections import DataConfig
 
 LOGGED = ("log1p", "log-like")
 

@@ -18,7 +18,7 @@ import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from sctool.config import Config, DataConfig, SCGenConfig
+from sctool.config import Config
 from sctool.data.check import Checked, check_names, check_values
 from sctool.data.expression import find_expression, log_normalise, read_expression
 from sctool.data.genes import GeneMatch, gene_names, match_genes, variable_genes
@@ -27,6 +27,7 @@ from sctool.data.read import H5ad, near
 from sctool.data.splits import select, split_cells
 from sctool.data.vocabulary import Vocabulary
 from sctool.errors import SctoolError
+from sctool.sections import DataConfig, SCGenConfig
 
 RANDOM_GROUP = "test-data"
 CONTROL, PERTURBED, OTHER = 0, 1, 2

@@ -11,7 +11,6 @@ import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from sctool.config import DataConfig
 from sctool.data.expression import find_expression, log_normalise, same_scale
 from sctool.data.genes import GeneMatch, match_genes
 from sctool.data.read import H5ad
@@ -22,6 +21,7 @@ from sctool.metrics.classify import UNASSIGNED
 from sctool.models.classify.hierarchy import Hierarchy
 from sctool.models.classify.reject import Rejector
 from sctool.models.classify.vote import majority_vote, overcluster
+from sctool.sections import DataConfig
 
 BLOCK = 4096
 WELL_COVERED = 0.9

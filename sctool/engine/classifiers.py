@@ -9,7 +9,7 @@ import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 
-from sctool.config import Config, TrainConfig
+from sctool.config import Config
 from sctool.data.minibatch import CellStore
 from sctool.engine.device import choose_device, in_chunks, own_randomness
 from sctool.engine.samplers import make_sampler
@@ -17,6 +17,7 @@ from sctool.engine.trainer import Trainer
 from sctool.models.classify.base import Arrays, Classifier, Watch
 from sctool.models.classify.network import CellNetwork
 from sctool.models.classify.registry import make_classifier
+from sctool.sections import TrainConfig
 
 EPOCHS = 200
 PATIENCE = 15

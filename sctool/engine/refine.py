@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sctool.config import IntegrateConfig
 from sctool.engine.device import in_chunks
 from sctool.engine.integrate import posteriors, probabilities
 from sctool.engine.query import Query
+from sctool.sections import IntegrateConfig
 
 SDEDIT_DRAWS, SDEDIT_LAST = 8, 40
 

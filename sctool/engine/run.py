@@ -12,13 +12,14 @@ import torch
 
 from sctool.artifacts.model_folder import ModelFolder, RunPlace, save_model
 from sctool.artifacts.tensors import load_tensors, save_tensors
-from sctool.config import Config, TrainConfig
+from sctool.config import Config
 from sctool.data.minibatch import CellStore
 from sctool.data.prepare import Prepared
 from sctool.data.samplers import Sampler
 from sctool.engine.device import choose_device, in_chunks, own_randomness
 from sctool.engine.samplers import make_sampler
 from sctool.engine.trainer import Fit, Reporter, Rows, Store, Trainer
+from sctool.sections import TrainConfig
 
 _SAMPLER = "sampler/"
 

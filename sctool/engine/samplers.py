@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sctool.config import ARConfig, TrainConfig
 from sctool.data.resampling import knn_weights, resampling_weights, temper
 from sctool.data.samplers import AdaptiveResampler, Sampler, UniformSampler, WeightedSampler, balanced_weights
 from sctool.errors import SctoolError
+from sctool.sections import ARConfig, TrainConfig
 
 
 def make_sampler(

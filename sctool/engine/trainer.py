@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sctool.artifacts.tensors import load_tensors, save_tensors
-from sctool.config import TrainConfig
 from sctool.data.minibatch import Minibatch
 from sctool.data.samplers import Sampler
 from sctool.engine.device import in_chunks, own_randomness
 from sctool.errors import Interrupted, SctoolError
+from sctool.sections import TrainConfig
 
 Rows = NDArray[np.int64]
 

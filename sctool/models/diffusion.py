@@ -21,9 +21,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from sctool.config import DiffusionConfig
 from sctool.data.latents import LatentBatch
 from sctool.models.base import Terms
+from sctool.sections import DiffusionConfig
 
 Predict = Callable[[Tensor, int], Tensor]
 """From noised codes of shape (cells, latent), all at one index, to v."""

@@ -20,13 +20,13 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from sctool.config import DiffusionConfig, IntegrateConfig, SCVIConfig
 from sctool.data.minibatch import Minibatch
 from sctool.models.base import Terms
 from sctool.models.diffusion import LatentDiffusion
 from sctool.models.scvi import SCVI
 from sctool.nn.likelihood import normal_kl
 from sctool.nn.prior import ClassPrior, mixture_kl
+from sctool.sections import DiffusionConfig, IntegrateConfig, SCVIConfig
 
 
 class Integrator(nn.Module):

@@ -30,11 +30,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sctool.config import SCGenConfig
 from sctool.data.minibatch import Minibatch
 from sctool.models.base import Terms
 from sctool.nn.layers import MLP, NormalEncoder
 from sctool.nn.likelihood import normal_kl
+from sctool.sections import SCGenConfig
 
 SLOPE = 0.01
 POWERS = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)

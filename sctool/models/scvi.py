@@ -16,11 +16,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sctool.config import SCVIConfig
 from sctool.data.minibatch import Minibatch
 from sctool.models.base import Terms
 from sctool.nn.layers import MLP, NormalEncoder
 from sctool.nn.likelihood import nb_log_likelihood, normal_kl, zinb_log_likelihood
+from sctool.sections import SCVIConfig
 
 
 class SCVI(nn.Module):

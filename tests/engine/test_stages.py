@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sctool.artifacts.model_folder import RunPlace
-from sctool.config import Config, DiffusionConfig, IntegrateConfig, TrainConfig
+from sctool.config import Config
 from sctool.data.integration import prepare_integration
 from sctool.data.latents import LatentStore
 from sctool.data.phases import with_replayed
@@ -17,6 +17,7 @@ from sctool.engine.trainer import Trainer
 from sctool.errors import Interrupted
 from sctool.models.diffusion import LatentDiffusion
 from sctool.models.registry import BUILDERS
+from sctool.sections import DiffusionConfig, IntegrateConfig, TrainConfig
 from tests.engine.test_trainer import make_trainer, same_weights
 
 

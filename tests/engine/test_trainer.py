@@ -7,7 +7,6 @@ import scipy.sparse as sp
 import torch
 from torch import nn
 
-from sctool.config import ARConfig, SCVIConfig, TrainConfig
 from sctool.data.minibatch import CellStore
 from sctool.data.samplers import AdaptiveResampler, UniformSampler, WeightedSampler, balanced_weights
 from sctool.engine.device import choose_device, in_chunks
@@ -17,6 +16,7 @@ from sctool.engine.trainer import Trainer
 from sctool.errors import Interrupted, SctoolError
 from sctool.models.base import Terms
 from sctool.models.scvi import SCVI
+from sctool.sections import ARConfig, SCVIConfig, TrainConfig
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from sctool.config import DiffusionConfig, IntegrateConfig
 from sctool.data.minibatch import CellStore
 from sctool.models.integrate import Integrator
 from sctool.models.transfer import grow, keep_old
+from sctool.sections import DiffusionConfig, IntegrateConfig
 
 GENES, CELLS = 30, 40
 DIFFUSION = DiffusionConfig(n_hidden=16, n_layers=1)

@@ -5,11 +5,11 @@ import pytest
 import torch
 from sklearn.metrics import silhouette_samples
 
-from sctool.config import DiffusionConfig, TrainConfig
 from sctool.data.latents import LatentBatch, LatentStore
 from sctool.data.samplers import UniformSampler
 from sctool.engine.trainer import Trainer
 from sctool.models.diffusion import LatentDiffusion
+from sctool.sections import DiffusionConfig, TrainConfig
 
 SMALL = DiffusionConfig(n_hidden=32, n_layers=2)
 

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sctool.config import SCGenConfig
 from sctool.data.minibatch import CellStore
 from sctool.models.scgen import SCGen, balanced_rows, group_weights, learned_power, published_delta, published_split
 from sctool.nn.likelihood import normal_kl
+from sctool.sections import SCGenConfig
 from tests.conftest import VECTORS
 
 NAMES = {"z_encoder.encoder.fc_layers.Layer ": "encoder.body.", "decoder.decoder.fc_layers.Layer ": "decoder."}

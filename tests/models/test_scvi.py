@@ -3,13 +3,13 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from sctool.config import SCVIConfig, TrainConfig
 from sctool.data.minibatch import CellStore
 from sctool.data.samplers import UniformSampler
 from sctool.engine.trainer import Trainer
 from sctool.models.scvi import SCVI
 from sctool.nn.layers import CodedLinear
 from sctool.nn.likelihood import nb_log_likelihood
+from sctool.sections import SCVIConfig, TrainConfig
 
 
 def trained(small, epochs=60, **settings):

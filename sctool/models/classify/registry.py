@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sctool.config import ClassifyConfig
 from sctool.models.classify.base import Classifier
 from sctool.models.classify.baselines import Majority, Neighbours
 from sctool.models.classify.boosting import BoostedTrees
 from sctool.models.classify.forest import Forest
 from sctool.models.classify.linear import LogisticClassifier, SupportVectors
+from sctool.sections import ClassifyConfig
 
 BASELINES = ("knn", "majority")
 """Always run."""

@@ -16,11 +16,11 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from sctool.config import ClassifyConfig
 from sctool.models.classify.balance import class_weights
 from sctool.models.classify.base import Classifier
 from sctool.models.classify.features import Features, choose_columns
 from sctool.models.classify.registry import make_classifier
+from sctool.sections import ClassifyConfig
 
 CLASSIFIERS = ("lr", "xgb")
 ON_UNIT = ("lr",)
