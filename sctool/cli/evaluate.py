@@ -156,21 +156,43 @@ def scgen(
     The scores of one RUN are written beside its predictions, those of several into results/scgen/NAME/.
     """
     session = Session(locals(), "scgen")
-    from sctool.artifacts.result_folder import check_free
-
-    missing = [path for path in predictions if not path.exists()]
-    if missing:
-        raise SctoolError(f"{missing[0]}: no such folder or file", "give results/scgen/RUN, as `sctool predict scgen` writes it")
-    predictions = [path for path in predictions if path.is_file() or (path / "prediction.json").exists()] or predictions[:1]
-    beside = predictions[0] if len(predictions) == 1 and predictions[0].is_dir() and session.name is None else None
-    results = beside or _place(session, "scgen", predictions, [])
-    if beside is not None:
-        check_free(beside / "metrics.json", force=session.force)
+    predictions, results, beside = _predictions_place(session, "scgen", predictions)
     session.limit_threads()
     from sctool.bench.response import evaluate_responses
 
     made = evaluate_responses(predictions, data, session.config, session.say)
-    _finish(session, results, made, beside=beside is not None)
+    _finish(session, results, made, beside=beside)
+
+
+@app.command("perturbation")
+def perturbation(
+    predictions: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="results/cradle/RUN, or any tool's .h5ad or table.")],
+    data: Annotated[Path | None, typer.Option(help="The file with the real cells. Default: the file of training.")] = None,
+    perturbation_key: o.PerturbationKey = None,
+    control: o.Control = None,
+    delimiter: o.Delimiter = None,
+    split: Annotated[str | None, typer.Option("--split-key", help="obs column; its value test marks the cells to score.")] = None,
+    counts_layer: o.CountsLayer = None,
+    name: o.Name = None,
+    out: o.Out = None,
+    threads: o.Threads = None,
+    config: o.ConfigFile = None,
+    set_: o.Set = None,
+    force: o.Force = False,
+    json_: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Predicted against measured changes of perturbations, beside simple baselines, no change, and real halves of the cells.
+
+    The scores of one RUN are written beside its predictions, all else into results/perturbation/NAME/.
+    """
+    session = Session(locals(), "cradle")
+    predictions, results, beside = _predictions_place(session, "perturbation", predictions)
+    session.limit_threads()
+    from sctool.bench.perturbation import SHOWN, evaluate_perturbations
+
+    made = evaluate_perturbations(predictions, data, session.config, session.say)
+    _finish(session, results, made, beside=beside, shown=tuple(column for column in SHOWN if column in made.columns))
 
 
 @app.command("classify", cls=ManyValues)
@@ -226,6 +248,21 @@ def novelty(
 
     made = evaluate_novelty_scores(scores, data, session.config.novelty.novel_key, session.config.novelty.novel_value, say=session.say)
     _finish(session, results, made, shown=made.columns)
+
+
+def _predictions_place(session: Session, task: str, predictions: list[Path]) -> tuple[list[Path], Path, bool]:
+    """The predictions among some paths, where their scores go, and whether that is beside those of the only run."""
+    from sctool.artifacts.result_folder import check_free
+
+    missing = [path for path in predictions if not path.exists()]
+    if missing:
+        model = "cradle" if task == "perturbation" else task
+        raise SctoolError(f"{missing[0]}: no such folder or file", f"give results/{model}/RUN, as `sctool predict {model}` writes it")
+    predictions = [path for path in predictions if path.is_file() or (path / "prediction.json").exists()] or predictions[:1]
+    if len(predictions) == 1 and predictions[0].is_dir() and session.name is None:
+        check_free(predictions[0] / "metrics.json", force=session.force)
+        return predictions, predictions[0], True
+    return predictions, _place(session, task, [path.with_name(path.stem) if path.is_file() else path for path in predictions], []), False
 
 
 def _place(session: Session, task: str, models: list[Path], embeddings: list[str]) -> Path:

@@ -67,6 +67,9 @@ RandomShare = Annotated[
     float | None, typer.Option(help="Instead: a random share of all cells plays the held-out group.", rich_help_panel=_DATA)
 ]
 
+PerturbationKey = Annotated[str | None, typer.Option(help="obs column of perturbations: A, A+B, control.", rich_help_panel=_DATA)]
+Delimiter = Annotated[str | None, typer.Option(help="Between the targets of a combination. Default: +.", rich_help_panel=_DATA)]
+
 KEYS = {
     "out": "out",
     "seed": "seed",
@@ -100,7 +103,17 @@ KEYS = {
     "likelihood": "scvi.likelihood",
     "dispersion": "scvi.dispersion",
     "condition_key": "scgen.condition_key",
-    "control": "scgen.control",
+    "control": "MODEL.control",
+    "perturbation_key": "cradle.perturbation_key",
+    "delimiter": "cradle.delimiter",
+    "preset": "cradle.preset",
+    "kind": "cradle.model",
+    "split": "cradle.split",
+    "fold": "cradle.fold",
+    "qc_key": "cradle.qc_key",
+    "qc_mad": "cradle.qc_mad",
+    "mask_prior": "cradle.mask_prior",
+    "particles": "cradle.particles",
     "perturbed": "scgen.perturbed",
     "held_out": "scgen.held_out",
     "control_share": "scgen.control_share",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -11,6 +11,9 @@ from sctool.cli import classify
 from sctool.cli import options as o
 from sctool.cli.session import Session, score_table
 from sctool.errors import SctoolError
+
+if TYPE_CHECKING:
+    from sctool.engine.perturb import Response
 
 app = typer.Typer(no_args_is_help=True, help="Apply a trained model to new cells.")
 app.command("classify")(classify.predict)
@@ -120,3 +123,73 @@ def scgen(
     rows = [[row["group"], row["from"], f"{row['weight']:.2f}"] for _, row in weights.iterrows() if row["weight"] >= 0.005]
     table = score_table(f"{about['perturbed']}: who each group's response is taken from", ["group", "from", "weight"], rows)
     session.result({"results": str(results), "cells": {key: len(part) for key, part in cells.items()}}, [table], [str(results)])
+
+
+@app.command("cradle")
+def cradle(
+    model: o.Model,
+    data: o.Data = None,
+    perturbations: Annotated[str | None, typer.Option(help="A,A+B,...; or a file with one in each line. Default: those held out.")] = None,
+    quality: Annotated[Literal["pass", "fail"], typer.Option(help="Predict cells that pass quality control, or fail it.")] = "pass",
+    cells: Annotated[int, typer.Option(min=0, help="Control cells to perturb, for predictions.h5ad; 0 writes no cells.")] = 100,
+    counterfactual: Annotated[bool, typer.Option("--counterfactual", help="Instead: the cells of DATA, had they passed.")] = False,
+    unseen: Annotated[bool, typer.Option("--unseen", help="Take targets that were never perturbed in training, too.")] = False,
+    perturbation_key: o.PerturbationKey = None,
+    control: o.Control = None,
+    batch_key: o.BatchKey = None,
+    counts_layer: o.CountsLayer = None,
+    name: o.Name = None,
+    out: o.Out = None,
+    threads: o.Threads = None,
+    config: o.ConfigFile = None,
+    set_: o.Set = None,
+    resume: o.Keep = False,
+    force: o.Force = False,
+    json_: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Predict what perturbations do to the control cells of training, or of DATA; writes results/cradle/RUN/."""
+    session = Session(locals(), "cradle")
+    from sctool.artifacts.model_folder import open_model
+    from sctool.artifacts.result_folder import check_free
+
+    folder = open_model(model, "cradle")
+    results = session.out / "results" / "cradle" / (session.name or folder.name + ("-counterfactual" if counterfactual else ""))
+    if session.resume and results.exists():
+        session.result({"results": str(results)}, [], [str(results)])
+        return
+    check_free(results, force=session.force)
+    session.limit_threads()
+    from sctool.engine.perturb import Response
+
+    response = Response(folder)
+    if counterfactual:
+        _counterfactual(session, response, data, results)
+        return
+    from sctool.engine.perturbed import control_cells, wanted_perturbations, write_perturbed
+
+    wanted = wanted_perturbations(response, perturbations)
+    if perturbations and not unseen:
+        response.require_known(wanted)
+    start = control_cells(response, data, session.config, cells, session.say)
+    about = {"file": folder.manifest["data"]["file"], "quality": quality, "control_cells": 0 if start is None else len(start.names)}
+    table = write_perturbed(response, wanted, start, results, about, quality=quality, force=session.force)
+    lost = table[table["unseen_targets"] != ""]
+    if len(lost):
+        what = ", ".join(f"{row['perturbation']} ({row['unseen_targets']})" for _, row in lost.head(5).iterrows())
+        session.say(f"note: {len(lost)} of {len(table)} have targets never perturbed in training, predicted from the others': {what}")
+    rows = [[row["perturbation"], f"{row['size']:.3f}", row["largest"]] for _, row in table.head(30).iterrows()]
+    shown = score_table("predicted changes", ["perturbation", "size", "largest in"], rows)
+    session.result({"results": str(results), "perturbations": len(table)}, [shown], [str(results)])
+
+
+def _counterfactual(session: Session, response: Response, data: Path | None, results: Path) -> None:
+    from sctool.engine.screen_query import ScreenQuery, write_counterfactual
+
+    response.require_artifact()
+    path = data or Path(response.folder.manifest["data"]["file"])
+    query = ScreenQuery(response, path, session.config)
+    session.say(str(query.match))
+    about = {"model": str(response.folder.path), "file": str(path.resolve()), "cells": "each as if it had passed quality control"}
+    figures = write_counterfactual(query, results, about, force=session.force)
+    session.result({"results": str(results), **figures}, [], [f"{figures['failed']:,} of {figures['cells']:,} cells failed", str(results)])

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Train a model; every torch model takes --ar.")
 app.command("classify", cls=ManyValues)(classify.train)
 app.command("curve", cls=ManyValues)(curve.curve)
-_MODEL = "Model"
+_DATA, _MODEL = "Data", "Model"
 
 
 @app.command("scvi")
@@ -119,6 +119,61 @@ def scgen(
     _train(session, "scgen", data)
 
 
+@app.command("cradle")
+def cradle(
+    data: o.Data = None,
+    ar: o.AR = None,
+    perturbation_key: o.PerturbationKey = None,
+    control: o.Control = None,
+    delimiter: o.Delimiter = None,
+    preset: Annotated[str | None, typer.Option(help="norman, dixit, replogle or adamson.", rich_help_panel=_DATA)] = None,
+    kind: Annotated[
+        str | None, typer.Option("--model", help="cradle, sams, cpa, cvae, auto, or a simple one.", rich_help_panel=_MODEL)
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="ood, singles, cells, none or an obs column.", rich_help_panel=_DATA)] = None,
+    fold: Annotated[str | None, typer.Option(metavar="I/K", help="With ood or singles: the fold held out.", rich_help_panel=_DATA)] = None,
+    hold_out: o.HoldOut = None,
+    qc_key: Annotated[str | None, typer.Option(help="auto, none, or an obs column of flags.", rich_help_panel=_DATA)] = None,
+    qc_mad: Annotated[float | None, typer.Option(help="Deviations from the median that fail.", rich_help_panel=_DATA)] = None,
+    batch_key: o.BatchKey = None,
+    label_key: o.LabelKey = None,
+    counts_layer: o.CountsLayer = None,
+    n_top_genes: o.TopGenes = None,
+    backed: o.Backed = None,
+    n_latent: Annotated[int | None, typer.Option(help="Latent dimensions.", rich_help_panel=_MODEL)] = None,
+    n_hidden: Annotated[int | None, typer.Option(help="Units of a hidden layer.", rich_help_panel=_MODEL)] = None,
+    n_layers: Annotated[int | None, typer.Option(help="Hidden layers of the encoder.", rich_help_panel=_MODEL)] = None,
+    mask_prior: Annotated[float | None, typer.Option(help="Share of latent dimensions a target moves.", rich_help_panel=_MODEL)] = None,
+    particles: Annotated[int | None, typer.Option(help="Draws for each minibatch.", rich_help_panel=_MODEL)] = None,
+    epochs: o.Epochs = None,
+    batch_size: o.BatchSize = None,
+    lr: o.LearningRate = None,
+    patience: o.Patience = None,
+    precision: o.Precision = None,
+    sampler: o.SamplerName = None,
+    ar_bins: o.ARBins = None,
+    ar_smoothing: o.ARSmoothing = None,
+    ar_warmup: o.ARWarmup = None,
+    ar_refresh: o.ARRefresh = None,
+    ar_density: o.ARDensity = None,
+    ar_embedding: o.AREmbedding = None,
+    name: o.Name = None,
+    out: o.Out = None,
+    seed: o.Seed = None,
+    device: o.Device = None,
+    threads: o.Threads = None,
+    config: o.ConfigFile = None,
+    set_: o.Set = None,
+    resume: o.Resume = False,
+    force: o.Force = False,
+    json_: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Train CRADLE-VAE on a perturbation screen and compare it with simple predictions; writes checkpoints/cradle/RUN/."""
+    session = Session(locals(), "cradle")
+    _train(session, "cradle", data)
+
+
 def _train(session: Session, model: str, data: o.Data) -> None:
     """Train a model and print what came out; the same for all of them."""
     made = train_model(session, model, session.data_path(data))
@@ -151,6 +206,8 @@ def train_model(session: Session, model: str, path: Path) -> ModelFolder:
     stages = one_stage
     if model == "integrate":
         from sctool.engine.integrate import integration_stages as stages
+    if model == "cradle":
+        from sctool.engine.perturb import screen_stages as stages
     reporter = None if session.quiet or session.json else TerminalReporter(session.console)
     return run_training(model, BUILDERS[model], prepared, config, place, stages=stages, reporter=reporter)
 
@@ -165,6 +222,10 @@ def _prepare(session: Session, model: str, path: Path) -> Prepared:
         from sctool.data.integration import prepare_integration
 
         return prepare_integration(path, session.config, session.demo)
+    if model == "cradle":
+        from sctool.data.perturbation import prepare_perturbation
+
+        return prepare_perturbation(path, session.config, session.say)
     from sctool.data.prepare import prepare_counts
 
     return prepare_counts(path, session.config, session.demo)
@@ -180,6 +241,10 @@ def run_name(session: Session, model: str, stem: str) -> str:
         parts += [scgen.held_out or "", f"in-{scgen.in_distribution}" if scgen.in_distribution else ""]
         parts += [f"random{scgen.random_share:g}" if scgen.random_share else ""]
         parts += [f"share{scgen.control_share:g}" if scgen.control_share < 1 else ""]
+    if model == "cradle":
+        cradle = config.cradle
+        parts += ["" if cradle.model == "cradle" else cradle.model, "" if cradle.split == "auto" else cradle.split]
+        parts += [cradle.fold.replace("/", "of") if cradle.fold else ""]
     if model == "integrate" and config.integrate.mode != "auto":
         parts.append(config.integrate.mode)
     name = "-".join([*filter(None, parts), arm, f"seed{config.seed}"])

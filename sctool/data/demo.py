@@ -39,4 +39,13 @@ TREATED = Demo(
 )
 BATCHES = Demo("batches.h5ad", {"data.batch_key": "batch", "data.label_key": "cell_type"})
 STRANGERS = Demo("batches.h5ad", {**BATCHES.settings, "novelty.hold_out": "each"})
-DEMOS = {"scvi": CELLS, "scgen": TREATED, "integrate": BATCHES, "classify": BATCHES, "curve": BATCHES, "novelty": STRANGERS}
+SCREEN = Demo("perturbations.h5ad", {"cradle.perturbation_key": "perturbation", "cradle.control": "control"})
+DEMOS = {
+    "scvi": CELLS,
+    "scgen": TREATED,
+    "integrate": BATCHES,
+    "classify": BATCHES,
+    "curve": BATCHES,
+    "novelty": STRANGERS,
+    "cradle": SCREEN,
+}

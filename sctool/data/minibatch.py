@@ -46,6 +46,8 @@ class CellStore:
         Cell names by row (a sequence or a pandas index), for messages.
     genes
         Columns to keep, in this order, applied at every fetch; -1 gives a gene of zeros. None keeps all.
+    totals
+        Counts of each cell over all genes of the experiment, shape (cells,); what is not of the genes kept is then one more gene, the last.
     device
         Where minibatches are made. On an accelerator the whole matrix is moved there if it fits into half the free memory.
     """
@@ -57,6 +59,7 @@ class CellStore:
         names: Any,
         genes: NDArray[np.int64] | None = None,
         device: torch.device | str = "cpu",
+        totals: NDArray[np.floating] | None = None,
     ) -> None:
         self.device = torch.device(device)
         self._names = names
@@ -72,6 +75,8 @@ class CellStore:
             column = np.full(counts.shape[1], -1)
             column[genes[found]] = found
             self._column = torch.as_tensor(column).to(home)
+        self._totals = None if totals is None else torch.as_tensor(totals, dtype=torch.float32).to(home)
+        self.n_genes += self._totals is not None
 
     def __len__(self) -> int:
         return len(self._indptr) - 1
@@ -99,6 +104,11 @@ class CellStore:
             keep = (col_e >= 0).nonzero().squeeze(1)
             row_e, col_e, value_e = (array.index_select(0, keep) for array in (row_e, col_e, value_e))
         n = len(index_n)
+        if self._totals is not None:
+            own_n = value_e.new_zeros(n).scatter_add_(0, row_e, value_e)
+            row_e = torch.cat([row_e, torch.arange(n, device=home)])
+            col_e = torch.cat([col_e, col_e.new_full((n,), self.n_genes - 1)])
+            value_e = torch.cat([value_e, (self._totals[index_n] - own_n).clamp_min_(0)])
         depth_n1 = value_e.new_zeros(n).scatter_add_(0, row_e, value_e).unsqueeze(1)
         codes = {key: code_n[index_n] for key, code_n in self._codes.items()}
         batch = Minibatch(row_e, col_e, value_e, row_e * self.n_genes + col_e, n, self.n_genes, depth_n1, codes)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,14 @@ from sctool.data.splits import select, split_cells, split_groups
 from sctool.data.vocabulary import Vocabulary
 from sctool.errors import SctoolError
 
+_PLURALS = {
+    "batch": "n_batches",
+    "group": "n_groups",
+    "label": "n_labels",
+    "perturbation": "n_perturbations",
+    "target": "n_targets",
+    "criterion": "n_criteria",
+}
 HVG_CELLS_BACKED = 10_000
 """Training cells on which genes are chosen when the matrix stays on disk."""
 
@@ -51,12 +60,21 @@ class Prepared:
 
     measured_g: NDArray[np.bool_] | None = None
     """Which of the model's genes the file has, where it may lack some; shape (genes,)."""
+    totals: NDArray[np.float32] | None = None
+    """Counts of each cell over all genes of the experiment, where the model reads what is beyond its genes as one more; shape (cells,)."""
+    buffers: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """What the network holds from the beginning, by the name of its buffer."""
+    more_sizes: Mapping[str, int] = field(default_factory=dict)
+    """Sizes of the network that are no vocabulary's."""
 
     @property
     def sizes(self) -> dict[str, int]:
         """What a network is built from."""
-        plurals = {"batch": "n_batches", "group": "n_groups", "label": "n_labels"}
-        return {"n_genes": len(self.columns), **{plurals[key]: len(known) for key, known in self.vocabularies.items()}}
+        return {
+            "n_genes": len(self.columns) + (self.totals is not None),
+            **{_PLURALS[key]: len(known) for key, known in self.vocabularies.items()},
+            **self.more_sizes,
+        }
 
     @property
     def notes(self) -> list[str]:

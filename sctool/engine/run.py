@@ -103,10 +103,14 @@ def run_training(
     # Columns are taken once where the matrix is in memory, and at every fetch where it is on disk.
     on_disk = config.data.backed
     matrix = prepared.matrix if on_disk else prepared.matrix[:, prepared.columns]
-    store = CellStore(matrix, prepared.codes, prepared.obs.index, prepared.columns if on_disk else None, device)
+    store = CellStore(matrix, prepared.codes, prepared.obs.index, prepared.columns if on_disk else None, device, prepared.totals)
     with own_randomness(device):
         torch.manual_seed(config.seed)
-        module = build(config, sizes).to(device)
+        module = build(config, sizes)
+        for buffer, tensor in module.named_buffers():
+            if buffer in prepared.buffers:
+                tensor.copy_(torch.as_tensor(prepared.buffers[buffer]))
+        module = module.to(device)
     setting = Setting(module, store, prepared, config)
     try:
         fits: dict[str, Fit] = {}

@@ -28,4 +28,10 @@ def _integrate(config: Config, sizes: dict[str, int]) -> Any:
     return Integrator(config.integrate, config.diffusion, **sizes)
 
 
-BUILDERS: dict[str, Builder] = {"scvi": _scvi, "scgen": _scgen, "integrate": _integrate}
+def _cradle(config: Config, sizes: dict[str, int]) -> Any:
+    from sctool.models.cradle import NETWORKS, CradleVAE, MeanChanges
+
+    return (CradleVAE if config.cradle.model in NETWORKS else MeanChanges)(config.cradle, **sizes)
+
+
+BUILDERS: dict[str, Builder] = {"scvi": _scvi, "scgen": _scgen, "integrate": _integrate, "cradle": _cradle}

@@ -29,9 +29,14 @@ class CodedLinear(nn.Module):
     def forward(self, x_ni: Tensor, *codes: Tensor) -> Tensor:
         """Shape (cells, n_in) to (cells, n_out)."""
         h_no = self.linear(x_ni)
+        return h_no + self.offset(*codes) if self._used else h_no
+
+    def offset(self, *codes: Tensor) -> Tensor:
+        """What the covariates add, shape (cells, n_out); zeros of shape (n_out,) without covariates."""
+        total = self.linear.bias.new_zeros(len(self.linear.bias))
         for offset_co, i in zip(self.offsets, self._used, strict=True):
-            h_no = h_no + torch.cat([offset_co, offset_co.mean(0, keepdim=True)])[codes[i]]
-        return h_no
+            total = total + torch.cat([offset_co, offset_co.mean(0, keepdim=True)])[codes[i]]
+        return total
 
 
 class MLP(nn.Module):

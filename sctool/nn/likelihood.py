@@ -9,8 +9,10 @@ so the expensive terms run on the 3-15 % of entries that are not zero.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -120,6 +122,61 @@ def zinb_log_likelihood(logits_ng: Tensor, log_theta: Tensor, zero_logits_ng: Te
 def normal_kl(mean_nl: Tensor, variance_nl: Tensor) -> Tensor:
     """KL divergence of diagonal normals from the standard normal, summed over latent dimensions; shape (cells,)."""
     return 0.5 * (mean_nl.square() + variance_nl - variance_nl.log() - 1).sum(1)
+
+
+def normal_pair_kl(mean_nl: Tensor, variance_nl: Tensor, other_mean_nl: Tensor, other_variance_nl: Tensor) -> Tensor:
+    """KL divergence of diagonal normals from others, summed over latent dimensions; shape (cells,)."""
+    ratio_nl = variance_nl / other_variance_nl
+    return 0.5 * (ratio_nl - ratio_nl.log() - 1 + (mean_nl - other_mean_nl).square() / other_variance_nl).sum(1)
+
+
+def bernoulli_kl(logits: Tensor, prior: float) -> Tensor:
+    """KL divergence of Bernoulli(sigmoid(logits)) from Bernoulli(prior), elementwise."""
+    q = logits.sigmoid()
+    return q * (F.logsigmoid(logits) - math.log(prior)) + (1 - q) * (F.logsigmoid(-logits) - math.log1p(-prior))
+
+
+SMALL_MEAN, SMALL_COUNTS, NODES = 8.0, 64, 32
+
+
+def expected_log1p(mean_ng: Tensor, theta_g: Tensor, scale_n1: Tensor) -> Tensor:
+    """``E[log(1 + scale * x)]`` for ``x ~ NB(mean, theta)``, shape (cells, genes): the mean of log expression, which is no function of the mean.
+
+    Small means are summed over counts, large ones are averaged over quantiles of the Gamma mixture of Poissons.
+
+    Parameters
+    ----------
+    mean_ng, theta_g
+        Mean and inverse dispersion.
+    scale_n1
+        Counts per cell of the log expression over those of the cell, shape (cells, 1).
+    """
+    q_ng = mean_ng / (theta_g + mean_ng)
+    p_ng = (-theta_g * torch.log1p(mean_ng / theta_g)).exp()
+    total_ng, left_ng, counts_ng = torch.zeros_like(mean_ng), 1 - p_ng, mean_ng.clone()
+    for x in range(1, SMALL_COUNTS + 1):
+        p_ng = p_ng * q_ng * ((x - 1 + theta_g) / x)
+        total_ng += p_ng * torch.log1p(x * scale_n1)
+        left_ng -= p_ng
+        counts_ng -= x * p_ng
+    left_ng = left_ng.clamp_min(0)
+    beyond_ng = (counts_ng / left_ng.clamp_min(1e-6)).clamp_min(SMALL_COUNTS + 1)  # mean of the counts that were not summed
+    total_ng += left_ng * torch.log1p(beyond_ng * scale_n1)
+    large = (mean_ng > SMALL_MEAN).any(0).nonzero().squeeze(1)
+    if len(large):
+        from scipy.stats import gamma
+
+        theta = theta_g[large].clamp(1e-2, 1e6)
+        shape_g, edge = theta.cpu().double().numpy(), np.linspace(0, 1, NODES + 1)
+        # The mean of the mixing Gamma inside each of its quantiles.
+        below = gamma.cdf(gamma.ppf(edge[:, None], shape_g), shape_g + 1)
+        node_jg = torch.from_numpy(np.diff(below, axis=0) * NODES).to(mean_ng)
+        mean, many = mean_ng[:, large], torch.zeros_like(mean_ng[:, large])
+        for node_g in node_jg:
+            rate = mean * node_g
+            many += torch.log1p(rate * scale_n1) - 0.5 * rate * (scale_n1 / (1 + rate * scale_n1)).square()  # Poisson noise, second order
+        total_ng[:, large] = torch.where(mean > SMALL_MEAN, many / NODES, total_ng[:, large])
+    return total_ng
 
 
 def _log_depth(batch: Minibatch) -> Tensor:

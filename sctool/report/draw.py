@@ -15,6 +15,7 @@ from sctool.report.classify import classify_figures
 from sctool.report.classify_curves import curve_figures
 from sctool.report.integration import integration_figures
 from sctool.report.novelty import novelty_figures
+from sctool.report.perturbation import model_figures, perturbation_figures
 from sctool.report.response import response_figures
 
 FORMATS = ("png", "svg", "pdf")
@@ -82,6 +83,8 @@ def _draw_one(run: Path, formats: list[str], say: Callable[[str], None]) -> list
         return made + novelty_figures(plots, formats, run, metrics)
     if metrics.get("task") == "scgen" and (run / "scores.csv").exists():
         made += response_figures(plots, formats, run)
+    if metrics.get("task") == "perturbation" and (run / "aggregates.csv").exists():
+        return made + perturbation_figures(plots, formats, run)
     if metrics.get("task") == "integration" and (run / "scores.csv").exists():
         return made + integration_figures(plots, formats, run, metrics, say)
     if (run / "per_type.csv").exists():

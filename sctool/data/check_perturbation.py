@@ -1,0 +1,196 @@
+"""What can be wrong with a perturbation screen: its names, its control, its combinations, its flags of quality."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+from numpy.typing import NDArray
+
+from sctool.config import Config
+from sctool.data import perturbation_splits as splits
+from sctool.data.check import Checked, check_counts_file
+from sctool.data.perturbation_names import CONTROL, DELIMITER, canonical, targets_of
+from sctool.data.quality import check_criteria, gene_symbols, given_flags, share_notes
+from sctool.data.read import H5ad, near
+from sctool.errors import SctoolError
+from sctool.sections import CradleConfig
+
+FEW_CELLS = 10
+SHOWN = 5
+_CONTROL = re.compile(
+    r"(neg_?)?(ctrl|control)s?[\s_-]*\d*|(non|safe)[-_ ]?targeting[\s_-]*\d*|nt|ntc|unperturbed|untreated|vehicle|dmso|mock|scrambled?",
+    re.IGNORECASE,
+)
+"""What control cells are called."""
+_OTHER_DELIMITERS = ("+", "__", "_", "|", ";", ",", "&", "/", ":", "-", " ")
+
+
+def check_perturbation_file(file: H5ad, config: Config) -> Checked:
+    """Check a screen with the columns, the control and the split of a configuration; every problem at once."""
+    settings = config.cradle
+    checked = check_counts_file(file, config.data)
+    key = settings.perturbation_key
+    written = list(_written(file.obs[key].dropna().astype(str), settings)) if key in file.obs and not settings.preset else []
+    try:
+        name_n = perturbation_names(file.obs, settings)
+    except SctoolError as error:
+        checked.problems.append(error)
+    else:
+        written = written or [*_one_kind(name_n, settings), *_split(name_n, file.obs, settings)]
+        checked.notes += _sizes(name_n)
+        checked.notes += _measured(name_n, gene_symbols(checked.matrix.var if checked.matrix else file.var))
+    checked.problems += written
+    try:
+        check_criteria(settings.qc_criteria, settings.qc_limits)
+        if settings.qc_key not in ("auto", "none"):
+            checked.notes += share_notes(given_flags(file.obs, settings.qc_key))
+    except SctoolError as error:
+        checked.problems.append(error)
+    return checked
+
+
+def perturbation_names(obs: pd.DataFrame, settings: CradleConfig) -> NDArray[Any]:
+    """Canonical perturbation of each cell, shape (cells,); ``""`` for cells which a preset leaves out.
+
+    Raises
+    ------
+    SctoolError
+        If the column or the control is not given or not there, or a cell has no value.
+    """
+    if settings.preset:
+        from sctool.data.presets import apply
+
+        return apply(settings.preset, obs).fillna("").to_numpy(object)
+    key, columns = settings.perturbation_key, list(map(str, obs.columns))
+    if key is None:
+        raise SctoolError("--perturbation-key is missing", f"give the obs column of perturbations; there are: {', '.join(columns[:20])}")
+    if key not in obs:
+        listed = ", ".join(columns[:20]) or "none"
+        raise SctoolError(f"obs has no column {key!r} (--perturbation-key); it has: {listed}", near(key, columns))
+    missing = int(obs[key].isna().sum())
+    if missing:
+        remedy = "fill it in, or leave those cells out"
+        raise SctoolError(f"{missing} of {len(obs)} cells have no value in obs[{key!r}] (--perturbation-key)", remedy)
+    text_n = obs[key].astype(str)
+    values = text_n.value_counts()
+    if settings.control is None:
+        raise SctoolError("--control is missing", f"give the value of control cells; obs[{key!r}] has: {_counted(values, True)}")
+    names = {value: canonical(value, settings.control, settings.delimiter) for value in values.index}
+    if CONTROL not in names.values():
+        remedy = _nearest_control(settings.control, list(values.index))
+        raise SctoolError(f"obs[{key!r}] has no {settings.control!r} (--control); it has: {_counted(values, True)}", remedy)
+    return text_n.map(names).to_numpy(object)
+
+
+def _written(text_n: pd.Series, settings: CradleConfig) -> Iterator[SctoolError]:
+    """Names written in another way than the settings say."""
+    values, control, delimiter = sorted(set(text_n)), settings.control or "", settings.delimiter
+    if len(values) > 20 and len(values) > len(text_n) / 2:
+        yield SctoolError(
+            f"obs[{settings.perturbation_key!r}] has {len(values)} values for {len(text_n)} cells; it looks like a name of each cell",
+            "give the column of perturbed genes",
+        )
+        return
+    for value in values:
+        targets = targets_of(canonical(value, control, delimiter))
+        words = [target for target in targets if _is_control(target)]
+        if words and len(targets) > 1:
+            yield SctoolError(
+                f"{words[0]!r}, as in {value!r}, counts as a target, since --control is {settings.control!r}",
+                f"give --control {words[0]}, or write one word for control cells",
+            )
+            break
+    if any(delimiter in value for value in values):
+        return
+    for other in _OTHER_DELIMITERS:
+        whole = {value for value in values if other not in value} | {control}
+        combined = [value for value in values if other in value and value != control and _all_known(value.split(other), whole)]
+        if combined:
+            yield SctoolError(
+                f"no name has the delimiter {delimiter!r}, but {len(combined)} look like combinations written with {other!r}: "
+                f"{_listed(combined)}",
+                f"give --delimiter '{other}'",
+            )
+            return
+
+
+def _all_known(pieces: list[str], known: set[str]) -> bool:
+    """Whether all are names by themselves, and not all of control cells."""
+    stripped = [piece.strip() for piece in pieces]
+    return all(piece in known or _is_control(piece) for piece in stripped) and not all(map(_is_control, stripped))
+
+
+def _one_kind(name_n: NDArray[Any], settings: CradleConfig) -> Iterator[SctoolError]:
+    if not set(name_n) - {CONTROL, ""}:
+        where = f"preset {settings.preset}" if settings.preset else f"obs[{settings.perturbation_key!r}]"
+        yield SctoolError(f"all cells are control cells by {where}", "give another --perturbation-key or --control")
+
+
+def _split(name_n: NDArray[Any], obs: pd.DataFrame, settings: CradleConfig) -> Iterator[SctoolError]:
+    """Whether the split can be made."""
+    try:
+        fold = splits.parse_fold(settings.fold) if settings.fold else None
+        if settings.split == "ood":
+            if fold:
+                splits.split_perturbations(name_n, fold)
+            else:
+                splits.split_ood(name_n, settings.train_share, settings.test_share)
+        elif settings.split == "singles":
+            splits.split_singles(name_n, settings.test_share, fold)
+        elif settings.split not in ("auto", "cells", "none"):
+            splits.split_column(obs, settings.split)
+    except SctoolError as error:
+        yield error
+
+
+def _sizes(name_n: NDArray[Any]) -> Iterator[str]:
+    sizes = pd.Series(name_n[name_n != ""]).value_counts()
+    left_out = int((name_n == "").sum())
+    combinations = sum(len(targets_of(name)) > 1 for name in sizes.index)
+    yield (
+        f"{len(sizes) - (CONTROL in sizes)} perturbations, {combinations} of them combinations, and {sizes.get(CONTROL, 0):,} control cells"
+        + (f"; {left_out:,} cells are left out" if left_out else "")
+    )
+    small = sizes[sizes < FEW_CELLS]
+    if len(small):
+        yield f"{len(small)} perturbations have fewer than {FEW_CELLS} cells, so their means say little: {_counted(small)}"
+    others = [str(name) for name in sizes.index if name != CONTROL and _is_control(str(name))]
+    if others:
+        yield f"counted as perturbations and not as control: {_listed(others)}"
+    by_case = pd.Series(sizes.index).groupby([str(name).lower() for name in sizes.index]).agg(list)
+    alike = [" and ".join(sorted(names)) for names in by_case if len(names) > 1]
+    if alike:
+        yield f"names that differ by case only count as different: {_listed(alike)}"
+
+
+def _measured(name_n: NDArray[Any], symbols: list[str]) -> Iterator[str]:
+    """How many targets are genes of the file."""
+    targets = sorted({target for name in set(name_n) for target in targets_of(name)})
+    absent = sorted(set(targets) - set(symbols))
+    if targets and absent:
+        known = len(targets) - len(absent)
+        yield (
+            f"{known} of {len(targets)} targets are genes of the file; the change of the perturbed gene itself is seen for these only, "
+            f"not for: {_listed(absent)}"
+        )
+
+
+def _is_control(word: str) -> bool:
+    return _CONTROL.fullmatch(word.strip()) is not None
+
+
+def _nearest_control(control: str, values: list[str]) -> str:
+    alike = [value for value in values if _is_control(value)]
+    return f"did you mean {alike[0]!r}?" if alike else near(control, values)
+
+
+def _counted(sizes: pd.Series, control_first: bool = False) -> str:
+    order = sorted(sizes.index, key=lambda value: not _is_control(value)) if control_first else list(sizes.index)
+    return _listed([f"{value} ({sizes[value]:,})" for value in order])
+
+
+def _listed(words: list[str]) -> str:
+    return ", ".join(words[:SHOWN]) + (", ..." if len(words) > SHOWN else "")

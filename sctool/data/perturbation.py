@@ -1,0 +1,216 @@
+"""From a screen to what a model of perturbations trains on: genes, codes, and what is known of each perturbation from its mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from sctool.config import Config
+from sctool.data.cache import take_rows
+from sctool.data.genes import gene_names, variable_genes
+from sctool.data.perturbation_names import CONTROL, design, targets_of
+from sctool.data.prepare import HVG_CELLS_BACKED, Prepared, fingerprint
+from sctool.data.quality import gene_symbols
+from sctool.data.screen import Rows, Screen, read_screen
+from sctool.data.vocabulary import Vocabulary
+
+SD_FLOOR = 0.1
+"""Of standardised log expression; genes that hardly vary are not blown up."""
+FEWEST_PASSED = 10
+"""Passing cells that a perturbation needs for its mean to be of these alone."""
+BASE_CELLS = 512
+"""Control cells that predictions start from."""
+ANY = -1
+
+
+def prepare_perturbation(path: Path, config: Config, say: Callable[[str], None] = lambda text: None) -> Prepared:
+    """Read a screen and choose what a model is trained on.
+
+    Parameters
+    ----------
+    path
+        The .h5ad file.
+    config
+        Its sections ``data``, ``cradle`` and ``ar``, and ``seed``.
+    say
+        Told the table of quality.
+    """
+    screen = read_screen(path, config)
+    data = config.data
+    for row in screen.quality.get("table", []):
+        say("  ".join(f"{cell:>9}" if at > 1 else f"{cell:<34}" for at, cell in enumerate(row)).rstrip())
+    train, known = np.flatnonzero(screen.split_n == "train"), screen.known()
+    names = (CONTROL, *sorted(set(screen.name_n[known]) - {CONTROL}))
+    targets = tuple(sorted({target for name in names for target in targets_of(name)}))
+    columns = _columns(screen, train, targets, config)
+    kinds = gene_names(screen.var)
+    flags_kq, flag_n = np.unique(screen.failed.to_numpy(bool), axis=0, return_inverse=True)
+    batch = screen.obs[data.batch_key].astype(str) if data.batch_key else pd.Series("all", index=screen.obs.index)
+    vocabularies = {
+        "batch": Vocabulary.of(batch.iloc[train]),
+        "perturbation": Vocabulary(names),
+        "target": Vocabulary(targets),
+        "criterion": Vocabulary(tuple(map(str, screen.failed.columns))),
+    }
+    codes = {
+        "batch": vocabularies["batch"].codes(batch),
+        "perturbation": vocabularies["perturbation"].codes(pd.Series(screen.name_n)),
+        "flags": flag_n.ravel().astype(np.int64),
+    }
+    base = np.flatnonzero((screen.name_n == CONTROL) & ~screen.fail_n & np.isin(screen.split_n, ("train", "validation")))
+    base = np.random.default_rng([config.seed, 4]).permutation(base)[:BASE_CELLS]
+    codes["base"] = np.full(len(screen.obs), -1)
+    codes["base"][base] = np.arange(len(base))
+    about: dict[str, Any] = {
+        "file": str(path.resolve()),
+        "counts": screen.source,
+        "cells": len(screen.obs),
+        "genes": len(screen.var),
+        "fingerprint": fingerprint(screen.obs, screen.var, screen.counts),
+        "notes": screen.notes,
+        "target_sum": screen.target_sum,
+        "quality": screen.quality,
+        "failed": int(screen.fail_n[known].sum()),
+    }
+    pools, codes["opposite"] = opposite_pools(codes["perturbation"], codes["batch"], screen.fail_n, train)
+    return Prepared(
+        screen.counts,
+        screen.obs.assign(perturbation=screen.name_n, quality=np.where(screen.fail_n, "fail", "pass")),
+        columns,
+        {kind: [values[column] for column in columns] for kind, values in kinds.items()},
+        vocabularies,
+        codes,
+        screen.split_n,
+        about,
+        _embedding(path, config),
+        ("perturbation", "quality"),
+        totals=screen.size_n.astype(np.float32),
+        more_sizes={"n_flags": len(flags_kq), "n_profiles": len(pools), "n_base": len(base)},
+        buffers={
+            "design_pt": design(names, targets).astype(np.float32),
+            "flags_kq": flags_kq.astype(np.float32),
+            "n_cells": np.float32(len(train)),
+            "failed": np.float32(screen.fail_n[train].mean()),
+            "usual_q": screen.failed.to_numpy(np.float32)[train].sum(0) / max(1, screen.fail_n[train].sum()),
+            "target_sum": np.float32(screen.target_sum),
+            **_summary(screen, columns, codes["perturbation"], len(names), train, pools),
+        },
+    )
+
+
+def _summary(
+    screen: Screen, columns: NDArray[np.int64], name_n: NDArray[np.int64], n_names: int, train: Rows, pools: list[Rows]
+) -> dict[str, NDArray[np.float32]]:
+    """Means of each perturbation, standardisation of the encoder's input, and counterfactual profiles, from one pass over the cells.
+
+    The means are of cells that passed quality control, unless fewer than ten of a perturbation did.
+    """
+    known = screen.known()
+    passed = known[~screen.fail_n[known]]
+    few = np.bincount(name_n[passed], minlength=n_names) < np.minimum(FEWEST_PASSED, np.bincount(name_n[known], minlength=n_names))
+    used = known[~screen.fail_n[known] | few[name_n[known]]]
+    groups = [used[name_n[used] == code] for code in range(n_names)]
+    mean_kg, square_kg, share_kg = group_means(screen, columns, [train, *groups, *pools])
+    cells_p = np.array([len(rows) for rows in groups], float)
+    one, several = slice(1, 1 + n_names), slice(1 + n_names, None)
+    variance_pg = np.maximum(square_kg[one] - mean_kg[one] ** 2, 0)[:, :-1]
+    within_g = cells_p @ variance_pg / max(cells_p.sum() - n_names, 1)
+    correction_p = np.where(cells_p > 1, cells_p / np.maximum(cells_p - 1, 1), 0)
+    sd_g = np.maximum(np.sqrt(np.maximum(square_kg[0] - mean_kg[0] ** 2, 0)), SD_FLOOR)
+    made = {
+        "mean_pg": mean_kg[one, :-1],
+        "variance_pg": np.where(cells_p[:, None] > 1, variance_pg * correction_p[:, None], within_g),
+        "cells_p": cells_p,
+        "log_mean_g": mean_kg[0],
+        "log_sd_g": sd_g,
+        "profile_kg": (np.log1p(screen.target_sum * share_kg[several]) - mean_kg[0]) / sd_g,
+    }
+    return {name: array.astype(np.float32) for name, array in made.items()}
+
+
+def group_means(screen: Screen, columns: NDArray[np.int64], groups: list[Rows]) -> tuple[NDArray[np.float64], ...]:
+    """Mean of log expression, of its square, and of the share of the cell's counts, over groups of cells, each (groups, genes + 1).
+
+    The last column is all other genes of the experiment. Groups may share cells; each cell is read once.
+    """
+    of = np.repeat(np.arange(len(groups)), [len(rows) for rows in groups])
+    rows, at = np.unique(np.concatenate(groups), return_inverse=True)
+    weight_e = 1 / np.maximum(np.bincount(of, minlength=len(groups)), 1)[of]
+    member_kn = sp.csc_matrix((weight_e, (of, at)), shape=(len(groups), len(rows)))
+    total = tuple(np.zeros((len(groups), len(columns) + 1)) for _ in range(3))
+    start = 0
+    for part, x_ng in screen.blocks(rows, columns):
+        own_kn = member_kn[:, start : start + len(part)].tocsr()
+        start += len(part)
+        share_ng, square_ng = x_ng.copy(), x_ng.copy()
+        share_ng.data = np.expm1(x_ng.data.astype(np.float64)) / screen.target_sum
+        square_ng.data = np.square(x_ng.data, dtype=np.float64)
+        rest_n = np.maximum(1 - np.asarray(share_ng.sum(1)).ravel(), 0)
+        rest_log_n = np.log1p(screen.target_sum * rest_n)
+        for sums, made_ng, rest in zip(total, (x_ng, square_ng, share_ng), (rest_log_n, rest_log_n**2, rest_n), strict=True):
+            sums[:, :-1] += (own_kn @ made_ng).toarray()
+            sums[:, -1] += own_kn @ rest
+    return total
+
+
+def opposite_pools(
+    name_n: NDArray[np.int64], batch_n: NDArray[np.int64], fail_n: NDArray[np.bool_], rows: Rows
+) -> tuple[list[Rows], NDArray[np.int64]]:
+    """For each cell, the cells that show what it would have been with the other result of quality control.
+
+    Of its perturbation and batch with the opposite result; where there are none, of any batch; else control cells (code 0), of its batch
+    or any.
+
+    Parameters
+    ----------
+    name_n, batch_n
+        Codes of shape (cells,).
+    fail_n
+        Which cells failed.
+    rows
+        The cells of one part of a split; no other is in a pool.
+
+    Returns
+    -------
+    pools, pool_n
+        The pools, and the number of each cell's, ``len(pools)`` where it has none.
+    """
+    pool_n = np.full(len(name_n), -1)
+    members: dict[tuple[int, int, bool], Rows] = {}
+    for batches in (batch_n, np.full(len(name_n), ANY)):
+        keys = pd.DataFrame({"name": name_n[rows], "batch": batches[rows], "fail": fail_n[rows]})
+        members |= {tuple(key): rows[at] for key, at in keys.groupby(list(keys)).indices.items()}  # type: ignore[misc]
+    used: dict[tuple[int, int, bool], int] = {}
+    for (name, batch, fail), own in members.items():
+        if batch == ANY:
+            continue
+        for tried in ((name, batch), (name, ANY), (0, batch), (0, ANY)):
+            if (*tried, not fail) in members:
+                pool_n[own] = used.setdefault((*tried, not fail), len(used))
+                break
+    return [members[key] for key in used], np.where(pool_n < 0, len(used), pool_n)
+
+
+def _embedding(path: Path, config: Config) -> NDArray[np.float32] | None:
+    if not config.ar.embedding or config.train.sampler != "adaptive":
+        return None
+    from sctool.data.read import H5ad
+
+    return H5ad(path).embedding(config.ar.embedding)
+
+
+def _columns(screen: Screen, train: Rows, targets: tuple[str, ...], config: Config) -> NDArray[np.int64]:
+    """Variable genes on training cells, and with them every target that was measured."""
+    n_top, n_genes = config.data.n_top_genes, len(screen.var)
+    if not n_top or n_top >= n_genes:
+        return np.arange(n_genes)
+    chosen = train if not config.data.backed else np.sort(np.random.default_rng(config.seed).permutation(train)[:HVG_CELLS_BACKED])
+    wanted = set(targets)
+    measured = [at for at, name in enumerate(gene_symbols(screen.var)) if name in wanted]
+    return np.union1d(variable_genes(take_rows(screen.counts, chosen), n_top, None), np.array(measured, np.int64))

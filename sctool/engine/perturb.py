@@ -1,0 +1,215 @@
+"""What a trained model of perturbations says of any combination of targets: changes of the mean, with intervals, and cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sctool.artifacts.model_folder import ModelFolder
+from sctool.config import Config
+from sctool.data.perturbation_names import CONTROL, targets_of
+from sctool.data.read import near
+from sctool.engine.query import load_module
+from sctool.engine.run import Setting, Stage, one_stage
+from sctool.errors import SctoolError
+from sctool.models.cradle import CradleVAE
+from sctool.models.perturbation import shrunken as _s
+from sctool.models.perturbation.means import Means
+from sctool.models.perturbation.predictors import PREDICTORS
+
+posterior = getattr(_s, "posterior", lambda m, w: (PREDICTORS["additive"][0](m, w), np.zeros((len(w), len(m.genes)))))
+from sctool.models.registry import BUILDERS
+from sctool.nn.likelihood import expected_log1p
+
+DRAWS = 30
+"""Of masks and effects, for intervals."""
+RATIO_FLOOR, MOST_RATIO = 0.01, 10.0
+"""Of the factors that make cells agree with the predicted mean: added to both means, and the largest factor."""
+Profiles = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Predicted changes of mean log expression against control, shapes (perturbations, genes)."""
+
+    control_g: NDArray[np.float64]
+    """The model's own control."""
+    change_pg: Profiles
+    sd_pg: Profiles
+    """Of the error of the expected change."""
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Cells that a perturbation is done to, as the network sees them."""
+
+    names: list[str]
+    z_nl: Tensor
+    total_n: Tensor
+    batch_n: Tensor
+
+    def first(self, most: int) -> Cells:
+        """Some of them."""
+        return Cells(self.names[:most], self.z_nl[:most], self.total_n[:most], self.batch_n[:most])
+
+
+class Response:
+    """A trained model of perturbations.
+
+    Parameters
+    ----------
+    folder
+        ``checkpoints/cradle/RUN``.
+    """
+
+    def __init__(self, folder: ModelFolder) -> None:
+        self.folder = folder
+        self.config = Config.model_validate(folder.manifest["config"])
+        self.kind = self.config.cradle.model
+        self.module: Any = load_module(folder, BUILDERS["cradle"])
+        known = folder.manifest["vocabularies"]
+        self.target_sum = float(folder.manifest["data"]["target_sum"])
+        self.targets: list[str] = known["target"]
+        self.perturbations: list[str] = known["perturbation"]
+        self.genes: list[str] = folder.manifest["genes"]["name"]
+        arrays = [getattr(self.module, name).double().numpy() for name in ("mean_pg", "variance_pg", "cells_p")]
+        (control_g, *_), (variance_g, *_), (cells, *_) = arrays
+        self.means = Means(
+            tuple(_symbols(folder)), tuple(self.perturbations[1:]), *(array[1:] for array in arrays), control_g, variance_g, float(cells)
+        )
+
+    def require_known(self, wanted: Sequence[str]) -> None:
+        """Refuse perturbations with a target that was never perturbed in training.
+
+        Raises
+        ------
+        SctoolError
+            Naming them, with near matches.
+        """
+        known = set(self.targets)
+        absent = [target for name in wanted for target in targets_of(name) if target not in known]
+        if absent:
+            raise SctoolError(
+                f"{', '.join(dict.fromkeys(absent))} was not perturbed in any training cell of {self.folder.name}",
+                near(absent[0], self.targets) + f"; {len(self.targets)} targets are known, e.g. {', '.join(self.targets[:5])}",
+            )
+
+    def changes(self, wanted: Sequence[str]) -> Changes:
+        """Changes of the mean.
+
+        Parameters
+        ----------
+        wanted
+            Canonical names.
+        """
+        means = self.means
+        if self.kind in PREDICTORS:
+            sd_pg = posterior(means, wanted)[1]
+            return Changes(means.control_g, PREDICTORS[self.kind][0](means, wanted), sd_pg)
+        shrunken_pg, sd_pg = posterior(means, wanted)
+        blend = self.config.cradle.blend
+        if blend == 0:
+            return Changes(means.control_g, shrunken_pg, sd_pg)
+        network_pg, spread_pg = self.network_changes(wanted)
+        return Changes(means.control_g, blend * network_pg + (1 - blend) * shrunken_pg, np.maximum(sd_pg, spread_pg))
+
+    @torch.inference_mode()
+    def network_changes(self, wanted: Sequence[str]) -> tuple[Profiles, Profiles]:
+        """What the network alone says: changes, and their standard deviation over draws of masks and effects."""
+        module: CradleVAE = self.module
+        generator_state = torch.get_rng_state()
+        torch.manual_seed(0)
+        try:
+            effects = [module.draw(sample=False)[0], *(module.draw()[0] for _ in range(DRAWS))]
+        finally:
+            torch.set_rng_state(generator_state)
+        made = np.stack([self._changes(effect_tl, wanted) for effect_tl in effects[:1]])
+        spread = np.stack([self._changes(effect_tl, wanted) for effect_tl in effects[1:]]).std(0)
+        return made[0], spread
+
+    def _changes(self, effect_tl: Tensor, wanted: Sequence[str]) -> Profiles:
+        control_g = self.expected(effect_tl, CONTROL)
+        return np.stack([self.expected(effect_tl, name) - control_g for name in wanted])
+
+    def expected(self, effect_tl: Tensor, name: str) -> NDArray[np.float64]:
+        """Mean log expression of the control cells, were they perturbed so, by the network; shape (genes,)."""
+        module: CradleVAE = self.module
+        total_n1 = module.base_total_n[:, None]
+        mean_ng = total_n1 * module.proportions(self.effect(effect_tl, name))
+        return expected_log1p(mean_ng, module.log_theta.exp()[:-1], module.target_sum / total_n1).double().mean(0).numpy()
+
+    def require_artifact(self) -> None:
+        """Refuse a model that has learned of no cell that failed quality control."""
+        if self.kind != "cradle" or not self.folder.manifest["vocabularies"]["criterion"]:
+            raise SctoolError(
+                f"{self.folder.name} knows no artifacts", "train with --model cradle and --qc-key on cells of which some fail"
+            )
+
+    def base_cells(self) -> Cells:
+        """The control cells of training that the network kept."""
+        module: CradleVAE = self.module
+        n = len(module.base_z_nl)
+        return Cells([f"control-{at}" for at in range(n)], module.base_z_nl, module.base_total_n, module.base_batch_n)
+
+    @torch.inference_mode()
+    def expected_counts(self, cells: Cells, rows: NDArray[np.int64], name: str, quality: str = "pass") -> Tensor:
+        """Expected counts of some cells, were they perturbed, shape (cells, genes).
+
+        Each gene is scaled so that the mean over cells changes as :meth:`changes` says. With ``quality`` of ``fail`` they have the artifact
+        of the usual cell that failed.
+        """
+        module: CradleVAE = self.module
+        effect_tl, artifact_ql, _ = module.draw(sample=False)
+        u_nl = self.effect(effect_tl, name).expand_as(cells.z_nl[rows])
+        a_nl = (module.usual_q @ artifact_ql if quality == "fail" else torch.zeros_like(u_nl[0])).expand_as(u_nl)
+        share_ng = module.logits(cells.z_nl[rows], u_nl, a_nl, cells.batch_n[rows]).float().softmax(1)[:, :-1]
+        return cells.total_n[rows][:, None] * share_ng * self._calibration(name)
+
+    @torch.inference_mode()
+    def as_passed(self, cells: Cells, name_n: NDArray[Any]) -> Tensor:
+        """Expected counts of cells of these perturbations without an artifact, shape (cells, genes)."""
+        module: CradleVAE = self.module
+        effect_tl = module.draw(sample=False)[0]
+        effects = {name: self.effect(effect_tl, name) for name in set(name_n)}
+        u_nl = torch.stack([effects[name] for name in name_n])
+        share_ng = module.logits(cells.z_nl, u_nl, torch.zeros_like(u_nl), cells.batch_n).float().softmax(1)[:, :-1]
+        return cells.total_n[:, None] * share_ng
+
+    def _calibration(self, name: str) -> Tensor:
+        """Factors of the expected counts that carry the network's change over to the predicted one; shape (genes,)."""
+        if self.config.cradle.blend == 1 or name == CONTROL:
+            return torch.ones(())
+        made, (network_pg, _) = self.changes([name]), self.network_changes([name])
+        wanted_g, given_g = (np.expm1(made.control_g + change_pg[0]).clip(0) + RATIO_FLOOR for change_pg in (made.change_pg, network_pg))
+        return torch.from_numpy((wanted_g / given_g).clip(1 / MOST_RATIO, MOST_RATIO)).float()
+
+    @torch.inference_mode()
+    def drawn_counts(self, expected_ng: Tensor, generator: torch.Generator) -> Tensor:
+        """Counts drawn from the negative binomial of the model around their expectation."""
+        theta_g = self.module.log_theta.exp()[:-1].expand_as(expected_ng)
+        rate_ng = torch._standard_gamma(theta_g, generator=generator) * (expected_ng / theta_g)
+        return torch.poisson(rate_ng, generator=generator)
+
+    def effect(self, effect_tl: Tensor, name: str) -> Tensor:
+        """Sum of the effects of the targets of a perturbation; one that is not known has none. Shape (latent,)."""
+        at = [self.targets.index(target) for target in targets_of(name) if target in self.targets]
+        return effect_tl[at].sum(0)
+
+
+def screen_stages(setting: Setting) -> Iterator[Stage]:
+    """The network on the cells; nothing for predictions made of means."""
+    if isinstance(setting.module, CradleVAE):
+        yield from one_stage(setting)
+
+
+def _symbols(folder: ModelFolder) -> list[str]:
+    """The names of the genes that targets are called by: those of which most are targets."""
+    targets = set(folder.manifest["vocabularies"]["target"])
+    kinds = folder.manifest["genes"]
+    return max(kinds.values(), key=lambda names: len(targets & set(names)))
