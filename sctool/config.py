@@ -86,6 +86,7 @@ def load_config(
     sets: list[str] | None = None,
     model: str | None = None,
     notes: list[str] | None = None,
+    preset: dict[str, Any] | None = None,
 ) -> Config:
     """Merge defaults, a YAML file and the command line.
 
@@ -101,6 +102,8 @@ def load_config(
         Whose own defaults stand in for the general ones.
     notes
         Filled with what the user should be told of the file.
+    preset
+        Values by dotted key that stand in for the model's own defaults.
 
     Raises
     ------
@@ -120,7 +123,7 @@ def load_config(
     for key, value in (flags or {}).items():
         if value is not None:
             _put(tree, key, value)
-    for key, value in MODEL_DEFAULTS.get(model or "", {}).items():
+    for key, value in {**MODEL_DEFAULTS.get(model or "", {}), **(preset or {})}.items():
         _put_default(tree, key, value)
     try:
         return Config.model_validate(tree)

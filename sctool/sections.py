@@ -235,7 +235,7 @@ class CradleConfig(Section):
     particles: int = Field(1, ge=1)
     artifact: bool = True
     counterfactual_weight: float = Field(0.1, ge=0)
-    counterfactual_cells: int = Field(50, ge=1)
+    counterfactual_cells: int = Field(32, ge=1)
     class_weight: Literal["none", "balanced"] = "none"
     blend: float = Field(0.5, ge=0, le=1)
 

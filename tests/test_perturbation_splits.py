@@ -59,7 +59,7 @@ def test_published_cells(vector):
         np.testing.assert_array_equal(np.flatnonzero(split == part), np.sort(vector[f"replogle100_{key}"]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(name_n=screens(), seed=st.integers(0, 50), shares=st.tuples(st.floats(0, 0.8), st.floats(0, 0.8)))
 def test_more_training_combinations_only_add_cells(name_n, seed, shares):
     less, more = sorted(shares)
@@ -69,7 +69,7 @@ def test_more_training_combinations_only_add_cells(name_n, seed, shares):
         assert set(np.flatnonzero(small == part)) <= set(np.flatnonzero(large == part))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(name_n=screens(), seed=st.integers(0, 50), train_share=st.floats(0, 0.7), test_share=st.floats(0.05, 0.3))
 def test_held_out_combinations_are_never_trained_on(name_n, seed, train_share, test_share):
     split = split_ood(name_n, train_share, test_share, seed=seed)
@@ -83,7 +83,7 @@ def test_held_out_combinations_are_never_trained_on(name_n, seed, train_share, t
     np.testing.assert_array_equal(split, split_ood(name_n, train_share, test_share, seed=seed))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(name_n=screens(), seed=st.integers(0, 50), share=st.floats(0.05, 0.95))
 def test_held_out_targets_are_in_no_training_cell(name_n, seed, share):
     split = split_singles(name_n, share, seed=seed)
@@ -95,7 +95,7 @@ def test_held_out_targets_are_in_no_training_cell(name_n, seed, share):
     assert any(len(targets_of(name)) == 1 for name in of(name_n, split, "train"))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(name_n=screens(), seed=st.integers(0, 50), which=st.sampled_from(["singles", "perturbations"]), data=st.data())
 def test_folds_hold_out_each_once(name_n, seed, which, data):
     wanted = {name for name in name_n if (len(targets_of(name)) == 1 if which == "singles" else len(targets_of(name)) > 1)}
@@ -107,7 +107,7 @@ def test_folds_hold_out_each_once(name_n, seed, which, data):
     assert sum(map(len, tested)) == len(wanted)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(name_n=screens(), seed=st.integers(0, 50), test=st.floats(0, 0.6), validation=st.floats(0, 0.6))
 def test_cells_of_each_perturbation_are_in_all_parts(name_n, seed, test, validation):
     split = split_cells(name_n, test, validation, seed)
@@ -137,6 +137,13 @@ def test_control_cells_are_held_out_too():
         control = pd.Series(split[name_n == CONTROL]).value_counts()
         assert control.to_dict() == {"train": 28, "test": 15, "validation": 7}
     assert (split_ood(name_n, control_share=0)[name_n == CONTROL] != "test").all()
+
+
+def test_cells_without_a_name_are_unused():
+    name_n = np.repeat(np.array([CONTROL, "A", "B", "A+B", "A+C", ""], object), 10)
+    for split in (split_ood(name_n), split_singles(name_n), split_perturbations(name_n, (0, 2)), split_cells(name_n)):
+        np.testing.assert_array_equal(split[name_n == ""], "unused")
+        assert (split[name_n != ""] != "unused").any()
 
 
 def test_a_share_that_is_whole_is_not_rounded_up():

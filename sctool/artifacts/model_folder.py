@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from sctool.artifacts.atomic import atomic_folder, disk_errors, strict, write_json
+from sctool.artifacts.atomic import atomic_file, atomic_folder, disk_errors, strict, write_json
 from sctool.artifacts.tensors import load_tensors, save_tensors
 from sctool.errors import SctoolError
 
@@ -104,6 +104,16 @@ def save_model(
             (partial / name).write_bytes(content)
         write_json(partial / "manifest.json", manifest)
     return ModelFolder(folder, strict(manifest))
+
+
+def amend(folder: ModelFolder, contents: dict[str, Any], tables: dict[str, pd.DataFrame]) -> ModelFolder:
+    """Add to a finished model folder: tables first, then what the manifest says, each atomically."""
+    for name, table in tables.items():
+        with atomic_file(folder.path / f"{name}.csv") as partial:
+            table.to_csv(partial, index=False)
+    manifest = strict({**folder.manifest, **contents})
+    write_json(folder.path / "manifest.json", manifest)
+    return ModelFolder(folder.path, manifest)
 
 
 def open_model(path: Path, model: str | None = None) -> ModelFolder:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sctool.bench.perturbed import FEWEST_CELLS, Changes, Truth, oracle_scores, score_cells, score_changes, some_cells
+from sctool.bench.perturbed import FEWEST_CELLS, Changes, Moved, Truth, oracle_scores, score_cells, score_changes
 from sctool.data.perturbation_names import CONTROL, targets_of
 from sctool.errors import SctoolError
 from sctool.metrics import perturbation as m
@@ -79,13 +79,21 @@ class Case:
             out[baseline] = changes
         return out
 
+    def _known(self, names: Sequence[str]) -> dict[str, Any]:
+        """What scores take from the cells that were learned from."""
+        if not self.means:
+            return {}
+        shared = {name: means.mean_pg.mean(0) for use, means in self.means for name in use}
+        out = {"base_g": self.means[0][1].control_g}
+        if set(names) <= set(shared):
+            out["shared_g"] = np.stack([shared[name] for name in names])
+        singles = dict(zip(self.means[0][1].perturbations, self.means[0][1].mean_pg, strict=True))
+        return out if len(self.means) > 1 else {**out, "singles": singles}
+
     def rows(self) -> pd.DataFrame:
         """Scores of everyone, a row for each method and perturbation."""
-        truth, learned = self.truth, self.means[0][1] if self.means else None
-        known: dict[str, Any] = {"base_g": None if learned is None else learned.control_g}
-        if learned is not None and len(self.means) == 1:
-            known["shared_g"] = learned.mean_pg.mean(0)
-            known["singles"] = dict(zip(learned.perturbations, learned.mean_pg, strict=True))
+        truth = self.truth
+        known = self._known(truth.perturbations)
         made = []
         for one in self.contestants:
             table = score_changes(truth, one.changes, **known)
@@ -93,18 +101,16 @@ class Case:
                 table = table.merge(score_cells(truth, one.cells), how="left", on="perturbation")
             made.append(table.assign(name=one.name, arm=one.arm, seed=one.seed, run=one.run))
         with_cells = any(one.cells for one in self.contestants)
-        start_ng = some_cells(self.control_ng) if with_cells and self.control_ng is not None else None
         for name, changes in self.baseline_changes.items():
             table = score_changes(truth, changes, **known)
-            if start_ng is not None:
-                moved = {other: start_ng + changes[other] for other in truth.perturbations}
-                table = table.merge(score_cells(truth, moved), how="left", on="perturbation")
+            if with_cells and self.control_ng is not None:
+                table = table.merge(score_cells(truth, Moved(self.control_ng, changes)), how="left", on="perturbation")
             made.append(table.assign(name=name, arm="baseline", seed=-1, run=""))
         for seed in range(HALVES if truth.divisible else 0):
             given, real = truth.halves(seed)
             names = [name for name in real.perturbations if name in given.perturbations]
             changes = dict(zip(given.perturbations, given.change_pg, strict=True))
-            table = score_changes(real.only(names), changes, **{**known, "base_g": given.means.control_g})
+            table = score_changes(real.only(names), changes, **{**self._known(names), "base_g": given.means.control_g})
             if with_cells:
                 halves = {name: given.cells(name) for name in names}
                 table = table.merge(score_cells(real.only(names), halves), how="left", on="perturbation")

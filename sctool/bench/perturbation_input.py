@@ -23,9 +23,11 @@ from sctool.data.perturbation_names import CONTROL, canonical
 from sctool.data.read import H5ad
 from sctool.data.screen import Screen, read_screen
 from sctool.errors import SctoolError
+from sctool.metrics.response import pearson
 from sctool.models.perturbation.means import Means
 
 FEWEST_GENES = 10
+LIKE_CONTROL = 0.7
 TABLES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
 _VALUES = ("mean", "value", "expression", "predicted", "prediction")
 _CHANGES = ("change", "delta", "logfc", "log_fc", "lfc")
@@ -37,7 +39,8 @@ class Predicted:
 
     table: pd.DataFrame
     """Perturbations x genes: mean log expression, or the change; control among them where there is one."""
-    is_change: bool
+    is_change: bool | None
+    """None: to be judged by :meth:`judged`."""
     cells: Mapping[str, Any] = field(default_factory=dict)
     """Predicted cells, by perturbation."""
     cell_genes: tuple[str, ...] = ()
@@ -51,6 +54,14 @@ class Predicted:
         """Cells with these genes, in their order."""
         at = {gene: column for column, gene in enumerate(self.cell_genes)}
         return {name: x_ng[:, [at[gene] for gene in genes]] for name, x_ng in self.cells.items()}
+
+    def judged(self, genes: list[str], control_g: NDArray[Any], name: str, say: Callable[[str], None]) -> Predicted:
+        """With ``is_change`` known: means are much as control cells are, changes are not."""
+        if self.is_change is not None:
+            return self
+        is_change = not pearson(self.table[genes].to_numpy(float).mean(0), control_g) > LIKE_CONTROL
+        say(f"{name}: its values are taken as {'changes against control' if is_change else 'mean log expression'}")
+        return replace(self, is_change=is_change)
 
     def changes(self, genes: list[str], control_g: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
         """Change against the file's own control, or without one against these control means."""
@@ -149,7 +160,7 @@ def read_predicted(path: Path, config: Config, say: Callable[[str], None] = lamb
     config
         Names the column, the control and what joins the parts of a perturbation.
     say
-        Told how values were understood.
+        Told where counts were normalised.
     """
     if path.suffix == ".h5ad":
         return _cells(path, config, say)
@@ -176,11 +187,9 @@ def read_predicted(path: Path, config: Config, say: Callable[[str], None] = lamb
     if table.shape[1] < 2:
         raise SctoolError(f"{path.name} has {table.shape[1]} column", "the first names the perturbation, the others are genes")
     wide = _wide(path, table.set_index(table.columns[0]), config)
-    is_change = bool((wide.to_numpy() < 0).any())
-    if is_change:
-        say(f"{path.name}: some values are negative, so they are taken as changes of log expression against control")
-        wide = wide.drop(index=CONTROL, errors="ignore")
-    return Predicted(wide, is_change)
+    if CONTROL not in wide.index:
+        return Predicted(wide, None)
+    return Predicted(wide, not wide.loc[CONTROL].to_numpy().any())
 
 
 def _wide(path: Path, table: pd.DataFrame, config: Config) -> pd.DataFrame:
@@ -267,9 +276,11 @@ def _case(sources: list[Source], label: str, say: Callable[[str], None]) -> Case
         say("note: no control cell is left to learn from, so there is no baseline but 'no change'")
     start_ng = x_ng[control] if len(control) else None
     control_g = np.asarray(start_ng.mean(0)).ravel() if start_ng is not None else truth.means.control_g
-    contestants = [
-        Contestant(s.label, s.predicted.changes(genes, control_g), s.arm, s.seed, s.run, s.predicted.cells_of(genes)) for s in sources
-    ]
+    contestants = []
+    for source in sources:
+        predicted = source.predicted.judged(genes, control_g, source.path.name, say)
+        changes, cells = predicted.changes(genes, control_g), predicted.cells_of(genes)
+        contestants.append(Contestant(source.label, changes, source.arm, source.seed, source.run, cells))
     return Case(truth, means, contestants, start_ng, label)
 
 

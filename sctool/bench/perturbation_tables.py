@@ -98,7 +98,7 @@ def differences(against: pd.DataFrame) -> list[str]:
     """The line that says how a contestant stands to the best baseline."""
     lines = []
     for (name, score), part in against.groupby(["name", "score"], sort=False) if len(against) else ():
-        best = part.sort_values("baseline_mean", ascending=score == "change_error").iloc[0]
+        best = part.sort_values("baseline_mean", ascending=score == "change_error", kind="stable").iloc[0]
         interval = f"95 % interval {best['low']:+.3f} to {best['high']:+.3f}, " if best["pairs"] > 1 else ""
         lines.append(
             f"{name} - {best['baseline']} (best baseline), {score}: {best['difference']:+.3f} ({interval}{best['pairs']} perturbations)"
@@ -111,11 +111,12 @@ def shown_changes(case: Case) -> pd.DataFrame:
     truth, one = case.truth, case.contestants[0]
     genes, order = np.array(truth.means.genes), np.argsort(-truth.effect_p, kind="stable")
     most = max(1, MOST_PAIRS // (TOP_GENES + OTHER_GENES))
-    rng, parts = np.random.default_rng(0), []
-    shared = rng.permutation(len(genes))[:OTHER_GENES]
+    few = len(genes) * len(truth.perturbations) <= MOST_PAIRS
+    strongest_g = np.abs(truth.change_pg[order[:TOP_GENES]]).max(0)
+    shared = np.union1d(np.argsort(-strongest_g, kind="stable")[:TOP_GENES], np.random.default_rng(0).permutation(len(genes))[:OTHER_GENES])
+    parts = []
     for at in order[:most]:
         ranked = np.argsort(-np.abs(truth.change_pg[at]), kind="stable")
-        few = len(genes) * len(truth.perturbations) <= MOST_PAIRS
         chosen = ranked if few else np.concatenate([ranked[:TOP_GENES], np.setdiff1d(shared, ranked[:TOP_GENES])])
         rank_g = np.empty(len(genes), np.int64)
         rank_g[ranked] = np.arange(len(genes))

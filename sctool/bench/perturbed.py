@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -104,10 +104,15 @@ class Truth:
         """Those with held-out cells, without control."""
         return self.means.perturbations
 
-    @property
+    @cached_property
     def change_pg(self) -> NDArray[np.float64]:
         """Measured change, shape (P, G)."""
         return self.means.change_pg
+
+    @cached_property
+    def ranked_pg(self) -> NDArray[np.intp]:
+        """Genes of each perturbation by absolute change, the largest first."""
+        return m.top(np.abs(self.change_pg), TOPS[-1])
 
     @cached_property
     def noise_pg(self) -> NDArray[np.float64]:
@@ -137,14 +142,25 @@ class Truth:
         return m.welch_test(*moments)
 
     @cached_property
-    def space(self) -> PCA:
-        """Principal components of the cells; where cells are compared."""
+    def _axes(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Centre and principal axes of the cells, (G,) and (50, G)."""
         rows = np.random.default_rng(0).permutation(len(self.name_n))[:4000]
-        return PCA(min(COMPONENTS, len(rows) - 1, self.x_ng.shape[1] - 1), random_state=0).fit(self.x_ng[rows].toarray())
+        space = PCA(min(COMPONENTS, len(rows) - 1, self.x_ng.shape[1] - 1), random_state=0).fit(self.x_ng[rows].toarray())
+        return space.mean_, space.components_
 
-    def cells(self, name: str) -> NDArray[np.float64]:
+    def project(self, x_ng: Profile) -> Profile:
+        """Cells in the principal components of the held-out ones; where cells are compared."""
+        centre_g, axes_dg = self._axes
+        return np.asarray((x_ng - centre_g) @ axes_dg.T)
+
+    def cells(self, name: str) -> sp.csr_matrix:
         """Log expression of the cells of one perturbation, a seeded choice of at most 500."""
-        return some_cells(self.x_ng[self.name_n == name])
+        return self.x_ng[some_rows(np.flatnonzero(self.name_n == name))]
+
+    @cached_property
+    def projected(self) -> dict[str, Profile]:
+        """Cells of each perturbation in the principal components."""
+        return {name: self.project(self.cells(name).toarray()) for name in self.perturbations}
 
     @property
     def about(self) -> pd.DataFrame:
@@ -165,11 +181,27 @@ def _two(among: NDArray[np.bool_], first: NDArray[np.bool_]) -> tuple[NDArray[np
     return among & first, among & ~first
 
 
-def some_cells(x_ng: Any, most: int = MOST_CELLS) -> NDArray[np.float64]:
-    """A seeded choice of rows, dense."""
-    rows = np.sort(np.random.default_rng(0).permutation(x_ng.shape[0])[:most])
-    chosen = x_ng[rows]
-    return np.asarray(chosen.toarray() if sp.issparse(chosen) else chosen, np.float64)
+def some_rows(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """A seeded choice of at most 500."""
+    return np.sort(np.random.default_rng(0).permutation(rows)[:MOST_CELLS])
+
+
+class Moved(Mapping[str, Profile]):
+    """Control cells that a change moves, all alike; made when asked for."""
+
+    def __init__(self, control_ng: Any, changes: Changes) -> None:
+        chosen = control_ng[some_rows(np.arange(control_ng.shape[0]))]
+        self._start_ng = np.asarray(chosen.toarray() if sp.issparse(chosen) else chosen, np.float32)
+        self._changes = changes
+
+    def __getitem__(self, name: str) -> Profile:
+        return np.asarray(self._start_ng + np.asarray(self._changes[name], np.float32))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._changes)
+
+    def __len__(self) -> int:
+        return len(self._changes)
 
 
 def with_test_controls(name_n: NDArray[Any], split_n: NDArray[Any], seed: int = 0) -> tuple[NDArray[Any], str]:
@@ -196,7 +228,8 @@ def score_changes(
     predicted
         Change of mean log expression against control of every perturbation of ``truth`` (others may be among them).
     shared_g
-        Mean profile of the perturbed cells a model learned from, log expression; taken off for ``specific_r``. Default: of the truth.
+        Mean profile of the perturbed cells a model learned from, log expression, one or a row for each perturbation; taken off for
+        ``specific_r``. Default: of the truth.
     singles
         Mean log expression of single perturbations measured in other cells, for the interactions of doubles.
     base_g
@@ -228,7 +261,7 @@ def score_changes(
         "de_spearman": np.where(significant_pg.sum(1) > 2, np.nan_to_num(m.de_spearman(d_pg, q_pg, significant_pg)), np.nan),
     }
     for k in TOPS:
-        columns = m.top(np.abs(d_pg), k)
+        columns = truth.ranked_pg[:, :k]
         true_pk, predicted_pk = (np.take_along_axis(x_pg, columns, 1) for x_pg in (d_pg, q_pg))
         scores[f"change_r_top{k}"] = m.correlations(true_pk, predicted_pk)
         scores[f"de_overlap_top{k}"] = m.de_overlap(truth.t_pg, q_pg, k)
@@ -279,17 +312,19 @@ def score_cells(truth: Truth, predicted: Mapping[str, Any]) -> pd.DataFrame:
     """
     rows = []
     for name in truth.perturbations:
-        if name not in predicted or predicted[name].shape[0] < 2:
+        made = predicted.get(name)
+        if made is None or made.shape[0] < 2:
             continue
-        real_ng, made_ng = truth.cells(name), some_cells(predicted[name])
-        real_nd, made_nd = truth.space.transform(real_ng), truth.space.transform(made_ng)
+        chosen = made[some_rows(np.arange(made.shape[0]))]
+        made_ng = np.asarray(chosen.toarray() if sp.issparse(chosen) else chosen)
+        real_nd, made_nd = truth.projected[name], truth.project(made_ng)
         values = (
             response.energy_distance(real_nd, made_nd),
             m.mmd(real_nd, made_nd),
             response.variance_ratio(real_nd, made_nd),
-            m.zero_difference(real_ng, made_ng),
+            m.zero_difference(truth.cells(name), made_ng),
         )
-        rows.append({"perturbation": name, "predicted_cells": predicted[name].shape[0], **dict(zip(CELL_SCORES, values, strict=True))})
+        rows.append({"perturbation": name, "predicted_cells": made.shape[0], **dict(zip(CELL_SCORES, values, strict=True))})
     return pd.DataFrame(rows, columns=["perturbation", "predicted_cells", *CELL_SCORES])
 
 
@@ -299,7 +334,7 @@ def oracle_scores(truth: Truth, shared_g: Profile | None = None) -> pd.DataFrame
     For the scores that follow from the noise alone: error shares are noise / measured square, correlations the root of what is not noise.
     """
     d_pg, noise_pg, means = truth.change_pg, truth.noise_pg, truth.means
-    columns = m.top(np.abs(d_pg), TOPS[0])
+    columns = truth.ranked_pg[:, : TOPS[0]]
     top_pk, top_noise_pk = np.take_along_axis(d_pg, columns, 1), np.take_along_axis(noise_pg, columns, 1)
     own_pg = means.mean_pg - (means.mean_pg.mean(0) if shared_g is None else shared_g)
     table = truth.about

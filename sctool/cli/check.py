@@ -19,6 +19,7 @@ class Job(StrEnum):
     scgen = "scgen"
     integrate = "integrate"
     classify = "classify"
+    cradle = "cradle"
 
 
 def check(
@@ -33,6 +34,8 @@ def check(
     held_out: o.HeldOut = None,
     in_distribution: o.InDistribution = None,
     random_share: o.RandomShare = None,
+    perturbation_key: o.PerturbationKey = None,
+    delimiter: o.Delimiter = None,
     split_key: Annotated[str | None, typer.Option(help="obs column to split by.", rich_help_panel="Data")] = None,
     split_train: Annotated[list[str] | None, typer.Option(help="Its values to train on.", rich_help_panel="Data")] = None,
     split_test: Annotated[list[str] | None, typer.Option(help="Its values to test on.", rich_help_panel="Data")] = None,
@@ -50,6 +53,7 @@ def check(
     from sctool.data.check import check_counts_file, describe
     from sctool.data.check_classify import check_classify_file
     from sctool.data.check_integration import check_integration_file
+    from sctool.data.check_perturbation import check_perturbation_file
     from sctool.data.read import H5ad
     from sctool.data.response import check_response_file
 
@@ -63,6 +67,8 @@ def check(
             checked = check_integration_file(opened, session.config)
         case Job.classify:
             checked = check_classify_file(opened, session.config)
+        case Job.cradle:
+            checked = check_perturbation_file(opened, session.config)
     rows = describe(checked, session.config.data, for_.value)
     problems = [{"problem": problem.message, "fix": problem.hint} for problem in checked.problems]
     lines = [f"note: {note}" for note in checked.notes]

@@ -39,7 +39,12 @@ class Session:
             if flags["ar"] or flags.get("sampler") is None:
                 values["train.sampler"] = "adaptive" if flags["ar"] else "uniform"
         notes: list[str] = []
-        self.config: Config = load_config(flags.get("config"), values, flags.get("set_"), job, notes)
+        given = flags.get("config"), values, flags.get("set_"), job
+        self.config: Config = load_config(*given, notes)
+        if job == "cradle" and self.config.cradle.preset:
+            from sctool.data.presets import PRESETS
+
+            self.config = load_config(*given, preset=PRESETS[self.config.cradle.preset].settings)
         self.json, self.quiet = bool(flags.get("json_")), bool(flags.get("quiet"))
         self.force, self.resume = bool(flags.get("force")), bool(flags.get("resume"))
         self.name: str | None = flags.get("name")
@@ -71,6 +76,15 @@ class Session:
         if self.config.data.path:
             self.say(f"data: {self.config.data.path} (config.yaml)")
             return Path(self.config.data.path)
+        if self.config.cradle.preset and self._job == "cradle":
+            from sctool.data.presets import PRESETS
+
+            preset = self.config.cradle.preset
+            path = PRESETS[preset].path
+            if not path.exists():
+                raise SctoolError(f"{path}: no such file", f"run `sctool download cradle --only {preset}`, or give the file")
+            self.say(f"data: {path}")
+            return path
         self.demo = DEMOS[self._job]
         tree = self.config.model_dump()
         keys = {key: key.split(".") for key in self.demo.settings}
@@ -80,6 +94,10 @@ class Session:
         said = ", ".join(f"--{keys[key][1].replace('_', '-')} {self.demo.settings[key]}" for key in fitting)
         self.say(f"data: the bundled demo {self.demo.file}" + (f" with {said}" if said else ""))
         return self.demo.path
+
+    def show(self, table: Table) -> None:
+        """A table for people, on the way to the result."""
+        self.console.print(table)
 
     def result(self, values: dict[str, Any], tables: Iterable[Table] = (), lines: Iterable[str] = ()) -> None:
         """Print what came out: JSON, or tables and lines; with ``--quiet`` the lines only."""

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sctool.cli import classify, curve
 from sctool.cli import options as o
 from sctool.cli.many import ManyValues
-from sctool.cli.session import Session, score_table
+from sctool.cli.session import Session, evaluation_table, score_table
 
 if TYPE_CHECKING:
-    from sctool.artifacts.model_folder import ModelFolder
+    from sctool.artifacts.model_folder import ModelFolder, RunPlace
+    from sctool.config import Config
     from sctool.data.prepare import Prepared
 
 app = typer.Typer(no_args_is_help=True, help="Train a model; every torch model takes --ar.")
 app.command("classify", cls=ManyValues)(classify.train)
 app.command("curve", cls=ManyValues)(curve.curve)
 _DATA, _MODEL = "Data", "Model"
+SCREEN_SHOWN = ("change_r", "change_r_top20", "change_error", "specific_r", "discrimination_cosine")
 
 
 @app.command("scvi")
@@ -171,7 +173,39 @@ def cradle(
 ) -> None:
     """Train CRADLE-VAE on a perturbation screen and compare it with simple predictions; writes checkpoints/cradle/RUN/."""
     session = Session(locals(), "cradle")
-    _train(session, "cradle", data)
+    train_on_screen(session, session.data_path(data))
+
+
+def train_on_screen(session: Session, path: Path) -> None:
+    """Train on a screen, choosing the model first where asked to, and say how it fares on the cells held out."""
+    session.limit_threads()
+    from sctool.artifacts.model_folder import amend
+
+    place = run_place(session, "cradle", path)
+    if place.finished:
+        made = finished_run(session, "cradle", place, but=("model",) if session.config.cradle.model == "auto" else ())
+        session.result({"model": str(made.path), **made.manifest["metrics"]}, [], [str(made.path)])
+        return
+    from sctool.bench.perturbation_choice import choose_model
+    from sctool.bench.trained import compare_trained, comparison
+    from sctool.data.perturbation import prepare_screen
+    from sctool.data.screen import read_screen
+    from sctool.engine.perturb import Response, screen_stages
+
+    screen, config, chosen = read_screen(path, session.config), session.config, None
+    quality = screen.quality.get("table", [])
+    if quality:
+        session.show(score_table("quality control", ["criterion", "limit", "fail", "share"], quality))
+    if config.cradle.model == "auto":
+        chosen = choose_model(screen, config, place.folder, session.say)
+        config = config.replaced({"cradle.model": chosen.winner})
+    made = run_prepared(session, "cradle", prepare_screen(screen, config), config, place, screen_stages)
+    evaluation = compare_trained(Response(made), screen, session.say)
+    contents, tables = comparison(evaluation, chosen)
+    made = amend(made, contents, tables)
+    shown = [] if evaluation is None else [evaluation_table(evaluation, SCREEN_SHOWN)]
+    lines = [] if evaluation is None else [*evaluation.verdict(), *evaluation.notes]
+    session.result({"model": str(made.path), **made.manifest["metrics"], **contents}, shown, [*lines, str(made.path)])
 
 
 def _train(session: Session, model: str, data: o.Data) -> None:
@@ -185,31 +219,50 @@ def _train(session: Session, model: str, data: o.Data) -> None:
 def train_model(session: Session, model: str, path: Path) -> ModelFolder:
     """Train a model on a file, or take the finished one that ``--resume`` finds."""
     session.limit_threads()
-    from sctool.artifacts.model_folder import RunPlace, open_model
+    place = run_place(session, model, path)
+    if place.finished:
+        return finished_run(session, model, place)
+    prepared = _prepare(session, model, path)
+    stages = None
+    if model == "integrate":
+        from sctool.engine.integrate import integration_stages as stages
+    return run_prepared(session, model, prepared, session.config, place, stages)
+
+
+def run_place(session: Session, model: str, path: Path) -> RunPlace:
+    """Where a run is written."""
+    from sctool.artifacts.model_folder import RunPlace
     from sctool.engine.device import choose_device, describe_device
+
+    folder = session.out / "checkpoints" / model / (session.name or run_name(session, model, path.stem))
+    place = RunPlace(folder, resume=session.resume, force=session.force)
+    device = choose_device(session.config.device)
+    session.say(f"{folder} is finished already" if place.finished else f"device: {describe_device(device)}")
+    return place
+
+
+def finished_run(session: Session, model: str, place: RunPlace, *, but: tuple[str, ...] = ()) -> ModelFolder:
+    """A run that is there, if it was trained with the same settings (those named aside)."""
+    from sctool.artifacts.model_folder import open_model
+
+    made = open_model(place.folder)
+    sections = session.config.model_dump(include={"data", "train", "ar", "diffusion", model})
+    for key in but:
+        del sections[model][key]
+    made.require_settings(sections)
+    return made
+
+
+def run_prepared(session: Session, model: str, prepared: Prepared, config: Config, place: RunPlace, stages: Any = None) -> ModelFolder:
+    """Train on cells that are ready."""
     from sctool.engine.progress import TerminalReporter
     from sctool.engine.run import one_stage, run_training
     from sctool.models.registry import BUILDERS
 
-    config = session.config
-    folder = session.out / "checkpoints" / model / (session.name or run_name(session, model, path.stem))
-    place = RunPlace(folder, resume=session.resume, force=session.force)
-    if place.finished:
-        session.say(f"{folder} is finished already")
-        made = open_model(folder)
-        made.require_settings(config.model_dump(include={"data", "train", "ar", "diffusion", model}))
-        return made
-    session.say(f"device: {describe_device(choose_device(config.device))}")
-    prepared = _prepare(session, model, path)
     for line in prepared.notes:
         session.say(line)
-    stages = one_stage
-    if model == "integrate":
-        from sctool.engine.integrate import integration_stages as stages
-    if model == "cradle":
-        from sctool.engine.perturb import screen_stages as stages
     reporter = None if session.quiet or session.json else TerminalReporter(session.console)
-    return run_training(model, BUILDERS[model], prepared, config, place, stages=stages, reporter=reporter)
+    return run_training(model, BUILDERS[model], prepared, config, place, stages=stages or one_stage, reporter=reporter)
 
 
 def _prepare(session: Session, model: str, path: Path) -> Prepared:
@@ -222,10 +275,6 @@ def _prepare(session: Session, model: str, path: Path) -> Prepared:
         from sctool.data.integration import prepare_integration
 
         return prepare_integration(path, session.config, session.demo)
-    if model == "cradle":
-        from sctool.data.perturbation import prepare_perturbation
-
-        return prepare_perturbation(path, session.config, session.say)
     from sctool.data.prepare import prepare_counts
 
     return prepare_counts(path, session.config, session.demo)

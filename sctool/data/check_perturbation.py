@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sctool.config import Config
 from sctool.data import perturbation_splits as splits
 from sctool.data.check import Checked, check_counts_file
-from sctool.data.perturbation_names import CONTROL, DELIMITER, canonical, targets_of
+from sctool.data.perturbation_names import CONTROL, canonical, targets_of
 from sctool.data.quality import check_criteria, gene_symbols, given_flags, share_notes
 from sctool.data.read import H5ad, near
 from sctool.errors import SctoolError
@@ -39,7 +39,7 @@ def check_perturbation_file(file: H5ad, config: Config) -> Checked:
     except SctoolError as error:
         checked.problems.append(error)
     else:
-        written = written or [*_one_kind(name_n, settings), *_split(name_n, file.obs, settings)]
+        written = written or [*_one_kind(name_n, settings), *(() if config.data.hold_out else _split(name_n, file.obs, settings))]
         checked.notes += _sizes(name_n)
         checked.notes += _measured(name_n, gene_symbols(checked.matrix.var if checked.matrix else file.var))
     checked.problems += written
@@ -79,10 +79,14 @@ def perturbation_names(obs: pd.DataFrame, settings: CradleConfig) -> NDArray[Any
     if settings.control is None:
         raise SctoolError("--control is missing", f"give the value of control cells; obs[{key!r}] has: {_counted(values, True)}")
     names = {value: canonical(value, settings.control, settings.delimiter) for value in values.index}
-    if CONTROL not in names.values():
+    if CONTROL not in names.values() or not any(settings.control in (value, *_pieces(value, settings.delimiter)) for value in names):
         remedy = _nearest_control(settings.control, list(values.index))
         raise SctoolError(f"obs[{key!r}] has no {settings.control!r} (--control); it has: {_counted(values, True)}", remedy)
     return text_n.map(names).to_numpy(object)
+
+
+def _pieces(text: str, delimiter: str) -> list[str]:
+    return [piece.strip() for piece in text.split(delimiter)]
 
 
 def _written(text_n: pd.Series, settings: CradleConfig) -> Iterator[SctoolError]:
@@ -106,8 +110,15 @@ def _written(text_n: pd.Series, settings: CradleConfig) -> Iterator[SctoolError]
     if any(delimiter in value for value in values):
         return
     for other in _OTHER_DELIMITERS:
-        whole = {value for value in values if other not in value} | {control}
-        combined = [value for value in values if other in value and value != control and _all_known(value.split(other), whole)]
+        known = {value for value in values if other not in value} | {control}
+        split = {value: _pieces(value, other) for value in values if other in value and value != control}
+        # A name beside a control, like A_ctrl, is a name by itself.
+        known |= {piece for words in split.values() if any(map(_is_control, words)) for piece in words}
+        combined = [
+            value
+            for value, words in split.items()
+            if all(word in known or _is_control(word) for word in words) and not all(map(_is_control, words))
+        ]
         if combined:
             yield SctoolError(
                 f"no name has the delimiter {delimiter!r}, but {len(combined)} look like combinations written with {other!r}: "
@@ -115,12 +126,6 @@ def _written(text_n: pd.Series, settings: CradleConfig) -> Iterator[SctoolError]
                 f"give --delimiter '{other}'",
             )
             return
-
-
-def _all_known(pieces: list[str], known: set[str]) -> bool:
-    """Whether all are names by themselves, and not all of control cells."""
-    stripped = [piece.strip() for piece in pieces]
-    return all(piece in known or _is_control(piece) for piece in stripped) and not all(map(_is_control, stripped))
 
 
 def _one_kind(name_n: NDArray[Any], settings: CradleConfig) -> Iterator[SctoolError]:
@@ -154,6 +159,9 @@ def _sizes(name_n: NDArray[Any]) -> Iterator[str]:
         f"{len(sizes) - (CONTROL in sizes)} perturbations, {combinations} of them combinations, and {sizes.get(CONTROL, 0):,} control cells"
         + (f"; {left_out:,} cells are left out" if left_out else "")
     )
+    both = sum(len(targets_of(name)) > 1 and set(targets_of(name)) <= set(sizes.index) for name in sizes.index)
+    if combinations > both:
+        yield f"{both} of {combinations} combinations have every target perturbed alone too; of the others less is known beforehand"
     small = sizes[sizes < FEW_CELLS]
     if len(small):
         yield f"{len(small)} perturbations have fewer than {FEW_CELLS} cells, so their means say little: {_counted(small)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from sctool.data.genes import gene_names, variable_genes
 from sctool.data.perturbation_names import CONTROL, design, targets_of
 from sctool.data.prepare import HVG_CELLS_BACKED, Prepared, fingerprint
 from sctool.data.quality import gene_symbols
-from sctool.data.screen import Rows, Screen, read_screen
+from sctool.data.screen import Rows, Screen
 from sctool.data.vocabulary import Vocabulary
 
 SD_FLOOR = 0.1
@@ -29,22 +28,17 @@ BASE_CELLS = 512
 ANY = -1
 
 
-def prepare_perturbation(path: Path, config: Config, say: Callable[[str], None] = lambda text: None) -> Prepared:
-    """Read a screen and choose what a model is trained on.
+def prepare_screen(screen: Screen, config: Config) -> Prepared:
+    """Choose what a model is trained on.
 
     Parameters
     ----------
-    path
-        The .h5ad file.
+    screen
+        The screen, split.
     config
         Its sections ``data``, ``cradle`` and ``ar``, and ``seed``.
-    say
-        Told the table of quality.
     """
-    screen = read_screen(path, config)
-    data = config.data
-    for row in screen.quality.get("table", []):
-        say("  ".join(f"{cell:>9}" if at > 1 else f"{cell:<34}" for at, cell in enumerate(row)).rstrip())
+    data, path = config.data, screen.path
     train, known = np.flatnonzero(screen.split_n == "train"), screen.known()
     names = (CONTROL, *sorted(set(screen.name_n[known]) - {CONTROL}))
     targets = tuple(sorted({target for name in names for target in targets_of(name)}))
@@ -129,7 +123,7 @@ def _summary(
         "cells_p": cells_p,
         "log_mean_g": mean_kg[0],
         "log_sd_g": sd_g,
-        "profile_kg": (np.log1p(screen.target_sum * share_kg[several]) - mean_kg[0]) / sd_g,
+        "profile_kg": np.log1p(screen.target_sum * share_kg[several]) / sd_g,
     }
     return {name: array.astype(np.float32) for name, array in made.items()}
 

@@ -19,6 +19,7 @@ import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from sctool.data.cache import take_rows
 from sctool.data.genes import gene_names, id_type
 from sctool.errors import SctoolError
 
@@ -38,12 +39,13 @@ FLOORS = {"mt": 5.0, "ribo": 0.0, "hb": 1.0}
 OWN_HB = 0.1
 """Percent haemoglobin of the median cell, above which the cells make it themselves."""
 LIMITS = ("min_counts", "max_counts", "min_genes", "max_genes", "max_pct_mt", "max_pct_ribo", "max_pct_hb")
-"""Names of limits that can be given instead of fitted ones."""
+"""Limits that can be given instead of fitted ones."""
 FEWEST = 30
 """Training cells a batch needs for limits of its own."""
 ALL = ""
 """Key of the limits of all batches together."""
 _SCALE = 1.4826
+_BLOCK = 8192
 _COLUMNS = {
     "counts": ("n_counts_all_genes", "UMI_count", "total_counts", "nCount_RNA", "n_counts", "n_umi"),
     "genes": ("n_genes_all_genes", "n_genes_all", "ngenes", "n_genes_by_counts", "nFeature_RNA", "n_genes"),
@@ -108,23 +110,21 @@ def measure(counts: sp.csr_matrix, names: Sequence[str], obs: pd.DataFrame) -> p
     """Value of each criterion in each cell, shape (cells, criteria); shares are in percent, doublets 1.
 
     A column of obs is used where it has one of the known names and can be what it says: depth over all genes of the experiment is better
-    than over the genes of the file. Other columns never count, whatever they are called. What can not be measured is no column.
+    than of the file. Other columns never count. What cannot be measured is no column; ``attrs["sources"]`` says what was read.
 
     Parameters
     ----------
     counts
-        Raw counts, shape (cells, genes).
+        Raw counts, shape (cells, genes); may be memory-mapped.
     names
         Symbols of the genes, see :func:`gene_symbols`.
     obs
         Table of cells.
     """
-    return pd.DataFrame({name: value_n for name, (value_n, _) in _measured(counts, names, obs).items()}, index=obs.index)
-
-
-def sources(counts: sp.csr_matrix, names: Sequence[str], obs: pd.DataFrame) -> dict[str, str]:
-    """Where :func:`measure` reads each criterion: a column of obs, or genes of the file."""
-    return {name: source for name, (_, source) in _measured(counts, names, obs).items()}
+    found = _measured(counts, names, obs)
+    values = pd.DataFrame({name: value_n for name, (value_n, _) in found.items()}, index=obs.index)
+    values.attrs["sources"] = {name: source for name, (_, source) in found.items()}
+    return values
 
 
 def fit_thresholds(
@@ -179,8 +179,9 @@ def fit_thresholds(
             skipped[name] = "no column predicted_doublet of true and false" if name == "doublet" else "no such genes in the file"
             continue
         value_n = values[name].to_numpy(float)
-        if name == "hb" and "max_pct_hb" not in given and not published and len(rows) and np.median(value_n[rows]) > OWN_HB:
-            skipped[name] = f"the median cell has {np.median(value_n[rows]):.2g} %, so these cells make it and it is no artifact"
+        median = float(np.median(value_n[rows])) if len(rows) else 0.0
+        if name == "hb" and "max_pct_hb" not in given and not published and median > OWN_HB:
+            skipped[name] = f"the median cell has {median:.2g} %, so these cells make it and it is no artifact"
             continue
         found = {batch: _bound(name, value_n[own], k, given, published) for batch, own in groups.items()}
         if found[ALL] == (None, None):
@@ -251,7 +252,9 @@ def quality_table(values: pd.DataFrame, thresholds: Thresholds, failed: pd.DataF
     """Rows to show: criterion, limit, failing cells and their share, or why there is no limit; at last the cells that fail any."""
     rows = []
     n = max(1, len(values))
+    sources = values.attrs.get("sources", {})
     for name, title in CRITERIA.items():
+        title += f" ({sources[name]})" if name in sources else ""
         if name in failed:
             count = int(failed[name].sum())
             rows.append([title, _limit(name, thresholds.bounds[name]), f"{count:,}", f"{count / n:.1%}"])
@@ -264,10 +267,7 @@ def quality_table(values: pd.DataFrame, thresholds: Thresholds, failed: pd.DataF
 def quality_notes(values: pd.DataFrame, thresholds: Thresholds, failed: pd.DataFrame, name_n: NDArray[Any] | None = None) -> list[str]:
     """What is odd about flags: none or most cells fail, limits that no cell can cross, perturbations (``name_n``) that fail as such.
 
-    Raises
-    ------
-    SctoolError
-        If every cell fails.
+    Raises :class:`SctoolError` if every cell fails.
     """
     notes = []
     for name, by_batch in thresholds.bounds.items():
@@ -285,13 +285,7 @@ def quality_notes(values: pd.DataFrame, thresholds: Thresholds, failed: pd.DataF
 
 
 def share_notes(fail_n: Bools, failed: pd.DataFrame | None = None, name_n: NDArray[Any] | None = None) -> list[str]:
-    """The part of :func:`quality_notes` that holds for given flags too.
-
-    Raises
-    ------
-    SctoolError
-        If every cell fails.
-    """
+    """The part of :func:`quality_notes` that holds for given flags too; ``failed`` is only looked at for names of criteria."""
     if len(fail_n) and fail_n.all():
         raise SctoolError(
             f"all {len(fail_n):,} cells fail quality control", "look at the limits (--qc-mad, cradle.qc_limits) or give --qc-key none"
@@ -311,7 +305,11 @@ def share_notes(fail_n: Bools, failed: pd.DataFrame | None = None, name_n: NDArr
 
 
 def _measured(counts: sp.csr_matrix, names: Sequence[str], obs: pd.DataFrame) -> dict[str, tuple[NDArray[np.float64], str]]:
-    depth_n = np.asarray(counts.sum(1), np.float64).ravel()
+    masks = gene_kinds(names)
+    weights_gk = np.stack([np.ones(len(names), bool), *masks.values()], 1).astype(np.float64)
+    starts = range(0, counts.shape[0], _BLOCK)
+    blocks = [take_rows(counts, np.arange(at, min(at + _BLOCK, counts.shape[0]))) @ weights_gk for at in starts]
+    depth_n, *of_kinds = np.concatenate([np.zeros((0, len(masks) + 1)), *blocks]).T
     detected_n = np.diff(counts.indptr).astype(np.float64)
     found: dict[str, tuple[NDArray[np.float64], str]] = {"counts": (depth_n, "all counts"), "genes": (detected_n, "all genes")}
     for name, columns in _COLUMNS.items():
@@ -320,9 +318,8 @@ def _measured(counts: sp.csr_matrix, names: Sequence[str], obs: pd.DataFrame) ->
             if given_n is not None:
                 found[name] = (given_n, f"obs {key}")
                 break
-    for kind, mask in gene_kinds(names).items():
+    for (kind, mask), of_kind_n in zip(masks.items(), of_kinds, strict=True):
         if kind not in found and mask.any():
-            of_kind_n = np.asarray(counts @ mask.astype(np.float32), np.float64)
             found[kind] = (100 * of_kind_n / np.maximum(found["counts"][0], 1), f"{int(mask.sum())} genes")
     return {name: found[name] for name in CRITERIA if name in found}
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from sctool.config import Config
 from sctool.data import perturbation_splits as splits
 from sctool.data.cache import cached_csr, take_rows
-from sctool.data.check import check_counts_file
-from sctool.data.perturbation_names import CONTROL, canonical, targets_of
+from sctool.data.check_perturbation import check_perturbation_file, perturbation_names
+from sctool.data.perturbation_names import CONTROL, targets_of
 from sctool.data.quality import fit_thresholds, flags, gene_symbols, given_flags, measure, quality_notes, quality_table, share_notes
 from sctool.data.read import H5ad
 from sctool.data.splits import select
@@ -92,13 +92,14 @@ def read_screen(path: Path, config: Config) -> Screen:
     """
     data, settings = config.data, config.cradle
     file = H5ad(path)
-    checked = check_counts_file(file, data.model_copy(update={"hold_out": None}))
+    checked = check_perturbation_file(file, config)
     source = checked.require().source
     obs, var = file.obs, file.genes(source)
     counts = cached_csr(file, source, Path(data.cache_dir) if data.cache_dir else None) if data.backed else file.matrix(source)
     name_n = perturbation_names(obs, settings)
     size_n = cell_sizes(counts, obs, settings.size_key)
-    split_n = split_screen(name_n, obs, config)
+    split_n, named = np.full(len(obs), "unused", dtype="<U10"), name_n != ""
+    split_n[named] = split_screen(name_n[named], obs[named], config)
     if data.cells:
         split_n[~select(obs, data.cells)] = "unused"
     split_n[size_n == 0] = "unused"
@@ -108,17 +109,11 @@ def read_screen(path: Path, config: Config) -> Screen:
         raise SctoolError(f"{what} are left to train on", "hold out fewer cells (--split, --hold-out)")
     failed, quality, said = _quality(counts, var, obs, name_n, train, config)
     target_sum = data.target_sum or float(np.median(size_n[train]))
-    notes = [*checked.notes, *said]
+    notes = list(dict.fromkeys([*checked.notes, *said]))
     if settings.size_key != "none" and (settings.size_key != "auto" or SIZE_COLUMN in obs):
         column = SIZE_COLUMN if settings.size_key == "auto" else settings.size_key
         notes.append(f"size of a cell: obs[{column!r}], counts over all genes of the experiment")
     return Screen(path, obs, var, counts, source, name_n, size_n, failed, split_n, target_sum, quality, notes)
-
-
-def perturbation_names(obs, settings):
-    column = obs[settings.perturbation_key].astype(str)
-    table = {v: canonical(v, settings.control, settings.delimiter) for v in column.unique()}
-    return column.map(table).to_numpy(object)
 
 
 def split_screen(name_n: NDArray[Any], obs: pd.DataFrame, config: Config) -> NDArray[Any]:

@@ -15,15 +15,14 @@ from sctool.artifacts.model_folder import ModelFolder
 from sctool.config import Config
 from sctool.data.perturbation_names import CONTROL, targets_of
 from sctool.data.read import near
+from sctool.data.screen import Screen
 from sctool.engine.query import load_module
 from sctool.engine.run import Setting, Stage, one_stage
 from sctool.errors import SctoolError
 from sctool.models.cradle import CradleVAE
-from sctool.models.perturbation import shrunken as _s
 from sctool.models.perturbation.means import Means
 from sctool.models.perturbation.predictors import PREDICTORS
-
-posterior = getattr(_s, "posterior", lambda m, w: (PREDICTORS["additive"][0](m, w), np.zeros((len(w), len(m.genes)))))
+from sctool.models.perturbation.shrunken import posterior
 from sctool.models.registry import BUILDERS
 from sctool.nn.likelihood import expected_log1p
 
@@ -83,6 +82,11 @@ class Response:
         self.means = Means(
             tuple(_symbols(folder)), tuple(self.perturbations[1:]), *(array[1:] for array in arrays), control_g, variance_g, float(cells)
         )
+
+    def columns_of(self, screen: Screen) -> NDArray[np.int64]:
+        """Where the genes of the model are in the screen it was trained on."""
+        place = {name: at for at, name in enumerate(screen.genes)}
+        return np.array([place[name] for name in self.genes])
 
     def require_known(self, wanted: Sequence[str]) -> None:
         """Refuse perturbations with a target that was never perturbed in training.

@@ -49,7 +49,7 @@ class ScreenQuery:
         counts = file.matrix(found.source)
         given = {key: value for key, value in config.cradle.model_dump().items() if key in ("perturbation_key", "control") and value}
         settings = trained.cradle.model_copy(update=given)
-        there = settings.perturbation_key in file.obs
+        there = bool(settings.preset) or settings.perturbation_key in file.obs
         self.name_n = perturbation_names(file.obs, settings) if there else np.full(file.n_cells, CONTROL, object)
         total_n = cell_sizes(counts, file.obs, settings.size_key)
         known = {key: Vocabulary(tuple(values)) for key, values in folder.manifest["vocabularies"].items()}

@@ -96,7 +96,8 @@ def _shared(a_pg: Rows, b_pg: Rows, k: int) -> Floats:
     inside = []
     for score_pg in (a_pg, b_pg):
         mask_pg = np.zeros(np.shape(score_pg), bool)
-        np.put_along_axis(mask_pg, top(score_pg, k), True, 1)
+        columns = np.argpartition(-np.asarray(score_pg), min(k, mask_pg.shape[1]) - 1, axis=1)[:, :k]
+        np.put_along_axis(mask_pg, columns, True, 1)
         inside.append(mask_pg)
     genes = np.shape(a_pg)[1]
     flat_p = (np.ptp(a_pg, axis=1) == 0) | (np.ptp(b_pg, axis=1) == 0)

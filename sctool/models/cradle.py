@@ -141,7 +141,7 @@ class CradleVAE(MeanChanges):
     usual_q: Tensor
     """Of the training cells that failed, the share that failed each criterion."""
     profile_kg: Tensor
-    """Mean profiles of cells of one perturbation and quality, log1p of counts per ``target_sum``, standardised; by the code ``opposite``."""
+    """Mean profiles of cells of one perturbation and quality, as :meth:`standardised` gives them; by the code ``opposite``."""
     target_sum: Tensor
     log_mean_g: Tensor
     log_sd_g: Tensor
@@ -197,10 +197,9 @@ class CradleVAE(MeanChanges):
         self.register_buffer("base_batch_n", torch.zeros(n_base, dtype=torch.long))
 
     def standardised(self, batch: Minibatch) -> Tensor:
-        """Standardised log1p of counts per ``target_sum``, shape (cells, genes)."""
+        """log1p of counts per ``target_sum`` in standard deviations, shape (cells, genes); :meth:`project` takes off the means."""
         scale_e = (self.target_sum / batch.depth_n1.clamp_min(1)).squeeze(1).index_select(0, batch.row_e)
-        x_ng = batch.dense((batch.value_e * scale_e).log1p_())
-        return x_ng.sub_(self.log_mean_g).div_(self.log_sd_g)
+        return batch.dense((batch.value_e * scale_e).log1p_().div_(self.log_sd_g.index_select(0, batch.col_e)))
 
     def draw(self, sample: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         """Effects of the targets, of the criteria, and the divergence of masks, effects and artifacts from their priors.
@@ -248,9 +247,11 @@ class CradleVAE(MeanChanges):
 
     def project(self, x_ng: Tensor, batch_n: Tensor) -> Tensor:
         """The share of the expression and the batch in the encoder's first layer, which both artifact states have in common."""
-        first, n = self.encoder.first, self.config.n_latent
-        h_nh = torch.nn.functional.linear(x_ng, first.linear.weight[:, : -2 * n], first.linear.bias)
-        return h_nh + first.offset(batch_n)
+        first = self.encoder.first
+        weight_hg = first.linear.weight[:, : -2 * self.config.n_latent]
+        centre_h = first.linear.bias - weight_hg @ (self.log_mean_g / self.log_sd_g)
+        h_nh = nn.functional.linear(x_ng, weight_hg, centre_h)
+        return h_nh + first.offset(batch_n) if len(first.offsets) else h_nh
 
     def logits(self, z_nl: Tensor, u_nl: Tensor, a_nl: Tensor, batch_n: Tensor) -> Tensor:
         """Log proportions of the genes before normalisation, shape (cells, genes)."""
@@ -294,16 +295,14 @@ class CradleVAE(MeanChanges):
         return weights[(flags_n > 0).long()]
 
     def _counterfactual(self, batch: Minibatch, x_nh: Tensor, u_nl: Tensor, artifact_ql: Tensor) -> Tensor:
-        """Mean over cells with a counterfactual of KL(q(z | x', u, a') || q(z | x, u, a'))."""
-        codes, first = batch.codes, self.encoder.first
-        own = (codes["opposite"] < len(self.profile_kg)).nonzero().squeeze(1)
+        """Mean over cells with a counterfactual of KL(q(z | x', u, a') || q(z | x, u, a')), from some of the minibatch."""
+        codes = batch.codes
+        own = (codes["opposite"] < len(self.profile_kg)).nonzero().squeeze(1)[: self.config.counterfactual_cells]
         if not len(own):
             return x_nh.new_zeros(())
         # A cell that failed gets no artifact; one that passed, that of the usual failing cell.
         a_nl = (codes["flags"][own] == 0).unsqueeze(1) * (self.usual_q @ artifact_ql)
-        rows, at = codes["opposite"][own].unique(return_inverse=True)
-        other_kh = nn.functional.linear(self.profile_kg[rows], first.linear.weight[:, : -2 * self.config.n_latent], first.linear.bias)
-        other_nh = other_kh[at] + (first.offset(codes["batch"])[own] if first.offsets else 0.0)
+        other_nh = self.project(self.profile_kg[codes["opposite"][own]], codes["batch"][own])
         return normal_pair_kl(*self.encode(other_nh, u_nl[own], a_nl), *self.encode(x_nh[own], u_nl[own], a_nl)).mean()
 
     @torch.no_grad()

@@ -70,6 +70,7 @@ def _draw_one(run: Path, formats: list[str], say: Callable[[str], None]) -> list
             made += figures.weight_curves(plots / "weights", formats, history)
     if (run / "latent.npy").exists():
         made += figures.latent_maps(plots / "umap", formats, _umap(run, say))
+    made += model_figures(plots, formats, run)
     metrics = json.loads((run / "metrics.json").read_text()) if (run / "metrics.json").exists() else {}
     if metrics.get("task") in ("classification", "reconstruction") and (run / "scores.csv").exists():
         scores: Any = pd.read_csv(run / "scores.csv")

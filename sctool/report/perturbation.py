@@ -33,7 +33,8 @@ def perturbation_figures(plots: Path, formats: list[str], run: Path) -> list[Pat
     if len(sizes):
         made += effect_curves(plots / "effect-size", formats, sizes, sums)
     if (run / "changes.csv").exists():
-        changes, each = pd.read_csv(run / "changes.csv"), pd.read_csv(run / "per_perturbation.csv")
+        changes = pd.read_csv(run / "changes.csv", keep_default_na=False)  # a gene may be called NA
+        each = pd.read_csv(run / "per_perturbation.csv")
         made += change_scatter(plots / "changes", formats, changes, each)
         if changes["perturbation"].nunique() > 1:
             made += effect_heatmap(plots / "effects", formats, changes)
@@ -119,7 +120,7 @@ def effect_curves(path: Path, formats: list[str], sizes: pd.DataFrame, sums: pd.
                     own["color"] = PALETTE[(index + 4) % len(PALETTE)]
                 axis.plot(range(3), part[score], label=name, **(style or own))
             axis.set_xticks(range(3), EFFECTS)
-            axis.set(title=TITLES[score], xlabel=f"size of the true effect (thirds of about {n})", xlim=(-0.2, 2.2))
+            axis.set(title=TITLES[score], xlabel=f"true effect ({n} perturbations each)", xlim=(-0.2, 2.2))
             axis.grid(axis="y", color="#e5e5e5", lw=0.6)
             if score == "change_error":
                 top = float(sizes[sizes["name"].isin(shown)][score].max())
@@ -143,18 +144,16 @@ def change_scatter(path: Path, formats: list[str], changes: pd.DataFrame, each: 
             part = changes[changes["perturbation"] == name].sort_values("rank")
             x, y = part["true"].to_numpy(), part["predicted"].to_numpy()
             axis.axline((0, 0), slope=1, color="#bdbdbd", lw=0.8)
-            for yes, colour in ((False, "#a6a6a6"), (True, "#3b7ea1")):
+            for yes, colour, label in ((False, "#a6a6a6", "not significant"), (True, "#3b7ea1", "differs from control")):
                 own = part["significant"].to_numpy(bool) == yes
-                axis.scatter(
-                    x[own], y[own], s=9, color=colour, lw=0, alpha=0.75, label="differs from control" if yes else "not significant"
-                )
+                axis.scatter(x[own], y[own], s=9, color=colour, lw=0, alpha=0.75, label=label)
             _name_points(axis, x, y, part["gene"].astype(str).to_list()[:NAMED_GENES])
             r, cells = scored["change_r"].get(name, np.nan), int(scored["cells"][name])
-            axis.set_title(
-                f"{_short(name, 22)}\nr = {r:.2f}, {cells:,} cells" if np.isfinite(r) else f"{_short(name, 22)}\nno change predicted"
-            )
+            words = f"r = {r:.2f}, {cells:,} cells" if np.isfinite(r) else "no change predicted"
+            axis.set_title(f"{_short(name, 22)}\n{words}")
             axis.set(xlabel="measured change" if at >= len(shown) - columns else "", ylabel="predicted change" if at % columns == 0 else "")
             axis.margins(0.12)
+            axis.set_aspect("equal", adjustable="datalim")
         handles, labels = max((axis.get_legend_handles_labels() for axis in axes.flat[: len(shown)]), key=lambda pair: len(pair[1]))
         fig.legend(handles, labels, loc="outside lower center", ncols=2, markerscale=1.6)
     return saved(path, formats)
@@ -162,11 +161,12 @@ def change_scatter(path: Path, formats: list[str], changes: pd.DataFrame, each: 
 
 def _name_points(axis: Any, x: NDArray[Any], y: NDArray[Any], names: list[str]) -> None:
     """Names beside the first points, on the side where there is room, none over another."""
-    width, height = (max(float(np.ptp(values)), 1e-9) for values in (x, y))
-    middle, taken = float(x.min() + width / 2), []
+    width = height = max(float(np.ptp(x)), float(np.ptp(y)), 1e-9)
+    middle = float((x.min() + x.max()) / 2)
+    taken: list[tuple[float, float]] = []
     for gene, at_x, at_y in zip(names, x, y, strict=False):
         place = at_x / width, at_y / height
-        if any(abs(place[0] - other[0]) < 0.3 and abs(place[1] - other[1]) < 0.07 for other in taken):
+        if abs(at_x) < 0.12 * np.abs(x).max() or any(abs(place[0] - other[0]) < 0.3 and abs(place[1] - other[1]) < 0.07 for other in taken):
             continue
         taken.append(place)
         right = at_x < middle
@@ -208,9 +208,7 @@ def mask_heatmap(path: Path, formats: list[str], masks: pd.DataFrame) -> list[Pa
         image = axes[0, 0].imshow(masks, cmap="Greys", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
         axes[0, 0].set(xlabel=f"latent dimension ({masks.shape[1]}, ordered by likeness)", xticks=[], title="mask")
         axes[0, 1].barh(range(len(masks)), used, color="#4d4d4d", height=0.8)
-        axes[0, 1].set(
-            ylim=(len(masks) - 0.5, -0.5), xlabel="dimensions above 1/2", title=f"{float((masks > 0.5).to_numpy().mean()):.0%} used"
-        )
+        axes[0, 1].set(ylim=(len(masks) - 0.5, -0.5), xlabel="dimensions above 1/2", title=f"{used.sum() / masks.size:.0%} used")
         axes[0, 0].set_yticks(*_labels(masks.index), fontsize=6.5)
         axes[0, 1].set_yticks([])
         fig.colorbar(image, ax=axes[0, 0], shrink=min(1.0, 2.0 / max(height, 2.0)), pad=0.02, label="probability")

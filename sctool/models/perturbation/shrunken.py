@@ -1,188 +1,273 @@
 """Changes by perturbations, shrunk as far as noise and the other perturbations say: a hierarchical additive model, empirical Bayes.
 
-Row n of Y is the mean log expression of the cells of one perturbation, row 0 that of control, in units of the gene's standard
-deviation between cells. For each gene g independently,
+Row n of Y is the mean log expression over the cells of one perturbation, row 0 over the control cells, in units of the gene's standard
+deviation between cells. For each gene g independently
 
-    Y_ng = c_g + sum_e X_ne B_eg + noise,     noise ~ N(0, d_n),  d_n = (variance of row n against the other rows) / cells
-    B_:g ~ sum_js pi_js N(0, w_s K_j),        c_g flat
+    Y_ng = c_g + sum_e X_ne B_eg + S_ng + noise,     noise ~ N(0, d_n),  d_n = (variance of row n relative to the others) / cells
+    B_:g ~ sum_sl pi_sl N(0, w_l K_s),    c_g flat,    S_ng ~ sum_k eta_k N(0, v_k),  mostly 0;  S_0g = 0
 
-X has a column for each target, and one for each training double: what its targets' effects do not explain by their sum (interaction).
-The control is a parameter like the others: with few control cells and many weak perturbations it is learned from all of them.
-How the effects of one gene go together over perturbations is one of three covariances K_j (as in Urbut 2019, mash):
+X has a column for each target, and one for each training combination: what the sum of its targets' effects leaves (the interaction).
+The control is a parameter like others: with few control cells and many weak perturbations it is learned from all of them. Effects on
+one gene go together over perturbations in one of two ways (mash, Urbut 2019):
 
-    own       diag(K)                        each perturbation has its own strength, nothing else is shared
-    common    (1 - rho) diag(K) + rho kk'    and effects of all perturbations lean the same way, k = sqrt(diag K)
-    similar   K                              perturbations resemble each other as they do on the other genes
+    own       K_1 = diag K      each perturbation has its own strength and nothing else is shared
+    similar   K_2 = K           perturbations resemble each other as they do on other genes
 
-and w_s is a grid of scales with 0 (the gene does not respond). pi and K come from EM; K has an inverse-Wishart prior around ``common``
-that weighs as much as one gene per effect, and interactions share one strength against the sum of their targets'. All scales of one K_j
-are solved by a single eigendecomposition in the space of perturbations, so no gene x gene matrix is ever made.
+and w_l is a grid of scales with 0, a gene that never responds. S takes what is large in one perturbation only, as its own target may be.
+pi, eta and K come from EM, with S given the rest by its leave-one-row-out distribution; K_2 has an inverse-Wishart prior around K_1
+that weighs as many genes as there are targets, and interactions have one strength relative to their targets'.
 
-A target never seen changes as the mean effect, times the factor with which the mean effect of the other targets predicts a training
-target best (relative squared error); a target that is measured itself changes by the share of its control expression that training
-targets change theirs by, and is not shrunk where it was seen.
+Choices beyond the model: a target that was not seen changes as the mean effect, times the factor by which the mean effect of the others
+best predicts a training target (in relative squared error). A measured target changes itself by the share of its control expression
+that training targets do; where that was seen it is not shrunk, since nothing else looks like it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sctool.models.perturbation.means import Means, design, targets_of
-
-Array = NDArray[np.float64]
+from sctool.models.perturbation.mixture import Array, Prior, responsibilities, spikes
 
 SCALES = 4.0 ** np.arange(-3, 5)
-ROUNDS = 20
+SPIKES = np.r_[0.0, 4.0 ** np.arange(6)]
+"""Variances of rare changes, relative to the noise of a row."""
+ROUNDS = 10
 GENES = 2000
-"""EM learns pi and K from so many genes, evenly over the range of variances."""
+"""EM learns from at most so many genes, evenly over the range of variances."""
 INTERACTION = 0.1
-"""Variance of an interaction as a share of its targets', before there are doubles to learn it from."""
-
-
-@dataclass(frozen=True)
-class Effects:
-    """What :func:`fit` learned.
-
-    Attributes
-    ----------
-    targets
-        The T targets seen in training.
-    control_g
-        The denoised mean of control.
-    effect_eg
-        Posterior means of effects: of targets, then of the interactions of :attr:`doubles`.
-    mean_g, mean_weight
-        Mean effect over the targets and the factor it is used with for a target that was not seen.
-    own_share
-        Change of a measured target itself, as a share of its control expression.
-    """
-
-    genes: tuple[str, ...]
-    targets: tuple[str, ...]
-    doubles: tuple[str, ...]
-    control_g: Array
-    effect_eg: Array
-    mean_g: Array
-    mean_weight: float
-    own_share: float
-    means: Means
-    kept_g: NDArray[np.bool_]
-    scale_g: Array
-    shapes: tuple[_Shape, ...]
-    weight_slg: Array
-    interaction: float
-
-    def change(self, wanted: Sequence[str]) -> Array:
-        """Posterior mean of the change of each wanted perturbation, shape (wanted, G)."""
-        row = {gene: at for at, gene in enumerate(self.genes)}
-        known = set(self.targets)
-        change_wg = _columns(wanted, self.targets, self.doubles).astype(float) @ self.effect_eg
-        for at, name in enumerate(wanted):
-            for target in targets_of(name):
-                if target not in known:
-                    change_wg[at] += self.mean_weight * self.mean_g
-                    if target in row:
-                        change_wg[at, row[target]] = self.own_share * self.control_g[row[target]]
-        return change_wg
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """One covariance of effects, with the rows of Y rotated so that prior and noise are diagonal for every scale.
-
-    ``value_n``: prior variance over noise of each rotated row; ``rotate_nn`` takes Y there; ``back_en`` takes weighted rows to effects.
-    """
-
-    prior_ee: Array
-    value_n: Array
-    rotate_nn: Array
-    one_n: Array
-    back_en: Array
-
-    @classmethod
-    def of(cls, prior_ee: Array, x_ne: Array, noise_n: Array) -> _Shape:
-        half_n = noise_n**-0.5
-        value_n, vector_nn = np.linalg.eigh((half_n[:, None] * x_ne) @ prior_ee @ (x_ne.T * half_n))
-        rotate_nn = vector_nn.T * half_n
-        return cls(prior_ee, np.maximum(value_n, 0.0), rotate_nn, rotate_nn.sum(1), prior_ee @ x_ne.T @ rotate_nn.T)
-
-    def keep_ln(self, scale_l: Array) -> Array:
-        """Noise over noise and prior, by scale and rotated row."""
-        return 1.0 / (1.0 + scale_l[:, None] * self.value_n)
-
-    def control_lg(self, y_ng: Array, scale_l: Array) -> Array:
-        """Generalised least-squares control of each scale, of rotated rows."""
-        keep_ln = self.keep_ln(scale_l)
-        return (keep_ln * self.one_n) @ y_ng / (keep_ln @ self.one_n**2)[:, None]
-
-    def log_density_lg(self, y_ng: Array, scale_l: Array) -> Array:
-        """Log marginal density of the genes at each scale, control integrated out, up to a constant."""
-        keep_ln = self.keep_ln(scale_l)
-        information_l = keep_ln @ self.one_n**2
-        control_lg = self.control_lg(y_ng, scale_l)
-        square_lg = keep_ln @ y_ng**2 - information_l[:, None] * control_lg**2
-        return -0.5 * (square_lg + (np.log(information_l) - np.log(keep_ln).sum(1))[:, None])
-
-    def effect_eg(self, y_ng: Array, scale_l: Array, weight_lg: Array) -> Array:
-        """Posterior mean of effects, summed over scales with their weights."""
-        scaled_nl = (scale_l[:, None] * self.keep_ln(scale_l)).T
-        mixed_ng = y_ng * (scaled_nl @ weight_lg) - self.one_n[:, None] * (scaled_nl @ (weight_lg * self.control_lg(y_ng, scale_l)))
-        return self.back_en @ mixed_ng
-
-    def second_moment_ee(self, y_ng: Array, scale_l: Array, weight_lg: Array) -> Array:
-        """Posterior second moment of effects over their scale, summed over genes and scales."""
-        keep_ln, control_lg = self.keep_ln(scale_l), self.control_lg(y_ng, scale_l)
-        total_nn = np.zeros((len(self.value_n),) * 2)
-        for scale, keep_n, control_g, weight_g in zip(scale_l, keep_ln, control_lg, weight_lg, strict=True):
-            some = weight_g > 1e-3
-            residual_ng = keep_n[:, None] * (y_ng[:, some] - self.one_n[:, None] * control_g[some]) * np.sqrt(scale * weight_g[some])
-            ones_n = keep_n * self.one_n
-            lost_nn = np.diag(keep_n) - np.outer(ones_n, ones_n) / (ones_n @ self.one_n)
-            total_nn += residual_ng @ residual_ng.T - scale * weight_g[some].sum() * lost_nn
-        return self.back_en @ total_nn @ self.back_en.T + weight_lg.sum() * self.prior_ee
-
-    def variance_wl(self, x_we: Array, scale_l: Array) -> Array:
-        """Posterior variance of sums of effects at each scale."""
-        keep_ln = self.keep_ln(scale_l)
-        prior_w = ((x_we @ self.prior_ee) * x_we).sum(1)
-        cross_wn = x_we @ self.back_en
-        known_wl = cross_wn**2 @ keep_ln.T - (cross_wn @ (keep_ln * self.one_n).T) ** 2 / (keep_ln @ self.one_n**2)
-        return np.maximum(scale_l * prior_w[:, None] - scale_l**2 * known_wl, 0.0)
+"""Variance of an interaction as a share of its targets', until combinations say otherwise."""
+STRENGTH = 1e-4
+"""No target is weaker than this share of the mean variance."""
+WEIGHT = 0.1
+"""Least factor of the mean effect: its direction is of use even where its size is not."""
 
 
 def shrunken(means: Means, wanted: Sequence[str]) -> Array:
     """Posterior mean of the change of each wanted perturbation, shape (wanted, G)."""
-    return fit(means).change(wanted)
+    return Effects.fit(means).change(wanted)
 
 
-def fit(means: Means) -> Effects:
-    """Learn the model."""
-    targets = means.targets
-    doubles = tuple(name for name in means.perturbations if len(targets_of(name)) > 1)
-    degrees_n = np.maximum(np.r_[means.control_cells, means.cells_p] - 1, 0.1)
-    variance_ng = np.vstack([means.control_variance_g, means.variance_pg])
-    pooled_g = degrees_n @ variance_ng / degrees_n.sum()
-    kept_g = pooled_g > 1e-6 * pooled_g.max()
-    scale_g = np.sqrt(pooled_g[kept_g])
-    y_ng = np.vstack([means.control_g, means.mean_pg])[:, kept_g] / scale_g
-    ratio_n = (variance_ng[:, kept_g] / scale_g**2).mean(1)
-    noise_n = (ratio_n * degrees_n + 10) / (degrees_n + 10) / np.r_[means.control_cells, means.cells_p]
-    x_ne = np.vstack([np.zeros(len(targets) + len(doubles)), _columns(means.perturbations, targets, doubles)])
+def posterior(means: Means, wanted: Sequence[str]) -> tuple[Array, Array]:
+    """Posterior mean and standard deviation of the true change of each wanted perturbation, each (wanted, G)."""
+    effects = Effects.fit(means)
+    return effects.change(wanted), effects.deviation(wanted)
 
-    order = np.argsort(pooled_g[kept_g], kind="stable")
-    chosen = order[np.linspace(0, len(order) - 1, min(GENES, len(order))).astype(int)]
-    prior_ee, pi_l, interaction = _learn(y_ng[:, chosen], x_ne, noise_n, len(targets))
-    shapes, scales = _shapes(prior_ee, x_ne, noise_n, len(targets))
-    weights = _responsibility(shapes, scales, y_ng, pi_l)[0]
-    effect_eg = np.zeros((x_ne.shape[1], len(means.genes)))
-    control_g = means.control_g.copy()
-    control_g[kept_g] = 0.0
-    for shape, scale_l, weight_lg in zip(shapes, scales, weights, strict=True):
-        rotated_ng = shape.rotate_nn @ y_ng
-        effect_eg[:, kept_g] += shape.effect_eg(rotated_ng, scale_l, weight_lg) * scale_g
-        control_g[kept_g] += (weight_lg * shape.control_lg(rotated_ng, scale_l)).sum(0) * scale_g
-    return _finish(means, targets, doubles, control_g, effect_eg, (noise_n, kept_g, scale_g, shapes, weights, interaction))
+
+@dataclass(frozen=True)
+class Effects:
+    """The fitted model.
+
+    Attributes
+    ----------
+    targets, combinations
+        What has effects: T targets seen in training, and the combinations, which have interactions.
+    control_g
+        Mean of control.
+    effect_eg
+        Posterior means of effects: targets', then interactions.
+    weight
+        Factor of the mean effect for a target that was not seen.
+    share, share_deviation
+        Change of a measured target itself as a share of its control expression, and how far training targets are from it.
+    own
+        Variance of the measured change of a target itself, by target.
+    interaction
+        Variance of an interaction as a share of its targets'.
+    kept_g, scale_g
+        Genes that vary, and the standard deviation of those between cells.
+    rare_eg
+        Variance of the rare change in what each effect was seen by, at scale 1.
+    priors, rotated, weights
+        The two priors, the rows of Y in their coordinates, and the posterior probabilities of their scales for each gene.
+    """
+
+    genes: dict[str, int]
+    targets: tuple[str, ...]
+    combinations: tuple[str, ...]
+    control_g: Array
+    effect_eg: Array
+    weight: float
+    share: float
+    share_deviation: float
+    own: dict[str, float]
+    interaction: float
+    kept_g: NDArray[np.bool_]
+    scale_g: Array
+    rare_eg: Array
+    priors: list[Prior]
+    rotated: list[Array]
+    weights: list[Array]
+
+    @classmethod
+    def fit(cls, means: Means) -> Effects:
+        """Learn from training means."""
+        genes, targets = {gene: at for at, gene in enumerate(means.genes)}, means.targets
+        combinations = tuple(name for name in means.perturbations if len(targets_of(name)) > 1)
+        cells_n = np.r_[means.control_cells, means.cells_p]
+        degrees_n = np.maximum(cells_n - 1, 0.1)
+        variance_ng = np.vstack([means.control_variance_g, means.variance_pg])
+        pooled_g = degrees_n @ variance_ng / degrees_n.sum()
+        kept_g = pooled_g > 1e-6 * pooled_g.max()
+        scale_g = np.sqrt(pooled_g[kept_g])
+        y_ng = np.vstack([means.control_g, means.mean_pg])[:, kept_g] / scale_g
+        ratio_n = (variance_ng[:, kept_g] / scale_g**2).sum(1) / max(len(scale_g), 1)
+        noise_n = (ratio_n * degrees_n + 10) / (degrees_n + 10) / cells_n
+        x_pe = _columns(means.perturbations, targets, combinations)
+        x_ne = np.vstack([np.zeros_like(x_pe[:1]), x_pe])
+
+        order = np.argsort(scale_g, kind="stable")
+        some = order[np.linspace(0, len(order) - 1, min(GENES, len(order))).astype(int)]
+        priors, pi, interaction, eta_k = _learn(y_ng[:, some], x_ne, noise_n, len(targets))
+        spike_ng, variance_of_spike_ng = np.zeros((2, *y_ng.shape))
+        for _ in range(ROUNDS // 2):
+            rotated, weights = _place(y_ng - spike_ng, priors, pi)
+            spike_ng, variance_of_spike_ng, _ = spikes(priors, rotated, weights, spike_ng, SPIKES * np.median(noise_n), eta_k)
+        rotated, weights = _place(y_ng - spike_ng, priors, pi)
+        parts = list(zip(priors, rotated, weights, strict=True))
+        control_g, effect_eg = means.control_g.copy(), np.linalg.pinv(x_pe) @ (means.change_pg * ~kept_g)
+        control_g[kept_g] = scale_g * sum((weight_lg * prior.control_lg(r_ng)).sum(0) for prior, r_ng, weight_lg in parts)
+        effect_eg[:, kept_g] = scale_g * sum(prior.mean_eg(r_ng, weight_lg) for prior, r_ng, weight_lg in parts)
+        last_p = x_pe.shape[1] - 1 - x_pe[:, ::-1].argmax(1)
+        effect_eg[np.ix_(last_p, kept_g)] += spike_ng[1:] * scale_g
+        rare_eg = np.zeros((len(effect_eg), len(scale_g)))
+        rare_eg[last_p] = variance_of_spike_ng[1:]
+        weight = _weight(effect_eg[: len(targets)], means)
+
+        own = {}
+        for at, name in enumerate(means.perturbations):
+            if name in genes:
+                gene = genes[name]
+                effect_eg[targets.index(name), gene] = means.mean_pg[at, gene] - control_g[gene]
+                own[name] = float(variance_ng[at + 1, gene] / cells_n[at + 1] + variance_ng[0, gene] / cells_n[0])
+        share, spread = _share(
+            np.array([control_g[genes[name]] for name in own]), np.array([effect_eg[targets.index(name), genes[name]] for name in own])
+        )
+        return cls(
+            genes, targets, combinations, control_g, effect_eg, weight, share, spread, own, interaction, kept_g, scale_g,
+            rare_eg, priors, rotated, weights,
+        )  # fmt: skip
+
+    def change(self, wanted: Sequence[str]) -> Array:
+        """Posterior mean of the change, shape (wanted, G)."""
+        change_wg = _columns(wanted, self.targets, self.combinations) @ self.effect_eg
+        mean_g = self.weight * self.effect_eg[: len(self.targets)].mean(0)
+        for at, target in self._unseen(wanted):
+            change_wg[at] += mean_g
+            if target in self.genes:
+                change_wg[at, self.genes[target]] = self.share * self.control_g[self.genes[target]]
+        return change_wg
+
+    def deviation(self, wanted: Sequence[str]) -> Array:
+        """Posterior standard deviation of the true change, shape (wanted, G)."""
+        n_targets, n_genes = len(self.targets), len(self.kept_g)
+        x_we = _columns(wanted, self.targets, self.combinations)
+        first_wg, second_wg = np.zeros((2, len(wanted), len(self.scale_g)))
+        prior_tg = np.zeros((n_targets, len(self.scale_g)))
+        for prior, r_ng, weight_lg in zip(self.priors, self.rotated, self.weights, strict=True):
+            prior.add_moments(x_we, r_ng, weight_lg, first_wg, second_wg)
+            prior_tg += np.outer(np.diag(prior.covariance_ee)[:n_targets], prior.scale_l @ weight_lg)
+        second_wg += x_we @ self.rare_eg
+        new_w = (x_we[:, :n_targets].sum(1) > 1) & (x_we[:, n_targets:].sum(1) == 0)
+        second_wg += self.interaction * (new_w[:, None] * x_we[:, :n_targets]) @ prior_tg
+        variance_wg, unseen_g = np.zeros((len(wanted), n_genes)), np.zeros(n_genes)
+        variance_wg[:, self.kept_g] = (second_wg - first_wg**2) * self.scale_g**2
+        unseen_g[self.kept_g] = prior_tg.mean(0) * self.scale_g**2
+        for at, target in self._unseen(wanted):
+            variance_wg[at] += unseen_g
+            if target in self.genes:
+                gene = self.genes[target]
+                variance_wg[at, gene] = (self.share_deviation * self.control_g[gene]) ** 2
+        for at, name in enumerate(wanted):
+            for target in targets_of(name):
+                if target in self.own:
+                    gene = self.genes[target]
+                    variance_wg[at, gene] = max(variance_wg[at, gene], self.own[target])
+        return np.sqrt(np.maximum(variance_wg, 0.0))
+
+    def _unseen(self, wanted: Sequence[str]) -> Iterator[tuple[int, str]]:
+        """Places and names of targets without an effect."""
+        known = set(self.targets)
+        return ((at, target) for at, name in enumerate(wanted) for target in targets_of(name) if target not in known)
+
+
+def _columns(names: Sequence[str], targets: Sequence[str], combinations: Sequence[str]) -> Array:
+    """Which effects each perturbation is the sum of, shape (names, targets + combinations)."""
+    place = {name: at for at, name in enumerate(combinations)}
+    together = np.zeros((len(names), len(combinations)))
+    for at, name in enumerate(names):
+        if name in place:
+            together[at, place[name]] = 1.0
+    return np.hstack([design(names, targets), together])
+
+
+def _learn(y_ng: Array, x_ne: Array, noise_n: Array, n_targets: int) -> tuple[list[Prior], list[Array], float, Array]:
+    """EM, from moments: priors of effects, weights of their scales, strength of interactions, weights of rare changes."""
+    n_genes = max(y_ng.shape[1], 1)
+    change_pg = y_ng[1:] - y_ng[0]
+    solve_tp = np.linalg.pinv(x_ne[1:, :n_targets])
+    signal_pp = change_pg @ change_pg.T / n_genes - np.diag(noise_n[1:]) - noise_n[0]
+    value_t, vector_tt = np.linalg.eigh(solve_tp @ signal_pp @ solve_tp.T)
+    k_tt = (vector_tt * np.maximum(value_t, 1e-3 * noise_n.mean())) @ vector_tt.T
+    size, interaction = np.trace(k_tt), INTERACTION
+    together_dt = x_ne[x_ne[:, n_targets:].any(1), :n_targets]
+    n_weights = 2 * len(SCALES) + 1
+    pi = [np.full(len(SCALES) + 1, 1 / n_weights), np.full(len(SCALES), 1 / n_weights)]
+    eta_k = np.r_[0.97, np.full(len(SPIKES) - 1, 0.03 / (len(SPIKES) - 1))]
+    spike_ng = np.zeros_like(y_ng)
+    priors = _priors(k_tt, interaction, x_ne, noise_n, n_genes)
+    for _ in range(ROUNDS):
+        rotated, weights = _place(y_ng - spike_ng, priors, pi)
+        pi = [(weight_lg.sum(1) + 0.5) / (n_genes + 0.5 * n_weights) for weight_lg in weights]
+        spike_ng, _, eta_k = spikes(priors, rotated, weights, spike_ng, SPIKES * np.median(noise_n), eta_k)
+        eta_k = (eta_k + 1e-6) / (1 + 1e-6 * len(eta_k))
+        moments = [prior.moment_ee(r_ng, weight_lg) for prior, r_ng, weight_lg in zip(priors, rotated, weights, strict=True)]
+        moment_ee = np.sum(moments, 0)
+        k_tt = moment_ee[:n_targets, :n_targets]
+        if len(together_dt):
+            interaction = float(np.diag(moment_ee)[n_targets:].sum() / (together_dt @ np.diag(k_tt)).sum())
+        k_tt = k_tt * (size / np.trace(k_tt))
+        priors = _priors(k_tt, interaction, x_ne, noise_n, n_genes)
+    return priors, pi, interaction, eta_k
+
+
+def _place(y_ng: Array, priors: list[Prior], pi: list[Array]) -> tuple[list[Array], list[Array]]:
+    """Rows in the coordinates of each prior, and the posterior probabilities of its scales."""
+    rotated = [prior.rotate_nn @ y_ng for prior in priors]
+    return rotated, responsibilities(priors, rotated, pi)
+
+
+def _priors(k_tt: Array, interaction: float, x_ne: Array, noise_n: Array, n_genes: int) -> list[Prior]:
+    """The two covariances of effects, own (with scale 0) and similar, with interactions."""
+    n_targets = len(k_tt)
+    strength_t = np.maximum(np.diag(k_tt), STRENGTH * np.diag(k_tt).mean())
+    together_dt = x_ne[x_ne[:, n_targets:].argmax(0), :n_targets]
+    own_ee: Array = np.diag(np.r_[strength_t, interaction * together_dt @ strength_t])
+    similar_ee: Array = own_ee.copy()
+    similar_ee[:n_targets, :n_targets] = k_tt * (n_genes / (n_genes + n_targets))
+    np.fill_diagonal(similar_ee, np.diag(own_ee))
+    return [Prior.of(own_ee, np.r_[0.0, SCALES], x_ne, noise_n), Prior.of(similar_ee, SCALES, x_ne, noise_n)]
+
+
+def _weight(effect_tg: Array, means: Means) -> float:
+    """Factor by which the mean effect of the others best predicts a target, errors relative to the measured squared change."""
+    if len(effect_tg) < 2:
+        return WEIGHT
+    others_tg = (effect_tg.sum(0) - effect_tg) / (len(effect_tg) - 1)
+    noise = (means.variance_pg / means.cells_p[:, None]).sum(1).mean() + means.control_variance_g.sum() / means.control_cells
+    size_t = (effect_tg**2).sum(1) + max(noise, 1e-12)
+    explained = ((effect_tg * others_tg).sum(1) / size_t).sum()
+    return float(np.clip(explained / max(((others_tg**2).sum(1) / size_t).sum(), 1e-12), WEIGHT, 1.0))
+
+
+def _share(control_k: Array, change_k: Array) -> tuple[float, float]:
+    """Share of control expression that measured targets change themselves by, and its root mean squared error."""
+    expressed = control_k.sum()
+    if expressed <= 0:
+        return 0.0, 1.0
+    share = max(float(change_k.sum() / expressed), -1.0)
+    return share, float(np.sqrt((change_k - share * control_k) @ (change_k - share * control_k) / (control_k @ control_k)))

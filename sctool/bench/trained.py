@@ -1,0 +1,58 @@
+"""What a trained model of perturbations is worth: its predictions of the held-out cells beside simple ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sctool.bench.evaluation import Evaluation
+from sctool.bench.perturbation import compare
+from sctool.bench.perturbation_choice import Choice
+from sctool.bench.perturbed import Truth, with_test_controls
+from sctool.data.screen import Screen
+from sctool.engine.perturb import Response
+
+SCORES = ("change_r", "change_r_top20", "change_error", "specific_r", "discrimination_l2", "discrimination_cosine")
+"""Which the manifest keeps."""
+
+
+def compare_trained(response: Response, screen: Screen, say: Callable[[str], None]) -> Evaluation | None:
+    """Score a model on the cells its training held out; None where there are none.
+
+    Parameters
+    ----------
+    response
+        The trained model.
+    screen
+        The screen it was trained on.
+    say
+        Told what is left out.
+    """
+    name_n = screen.name_n.astype(str)
+    if not ((screen.split_n == "test") & (name_n != "control")).any():
+        return None
+    split_n, note = with_test_controls(name_n, screen.split_n)
+    if note:
+        say(f"note: {note}")
+    rows, columns = np.flatnonzero(split_n == "test"), response.columns_of(screen)
+    truth = Truth.of(screen.log_expression(rows, columns), name_n[rows], split_n[rows], response.means.genes)
+    wanted = list(truth.perturbations)
+    changes = dict(zip(wanted, response.changes(wanted).change_pg, strict=True))
+    return compare(truth, response.means, {response.kind: changes}, say=say)
+
+
+def comparison(made: Evaluation | None, chosen: Choice | None) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
+    """What the manifest keeps of a comparison, and of how the model was chosen; and their tables."""
+    contents: dict[str, Any] = {}
+    tables: dict[str, pd.DataFrame] = {}
+    if made is not None:
+        scores = made.summary.set_index("name")[list(SCORES)]
+        contents["comparison"] = {"scores": scores.to_dict("index"), "verdict": made.verdict()}
+        tables["comparison"] = made.scores
+    if chosen is not None:
+        contents["chosen"] = {"model": chosen.winner, "how": chosen.how}
+        tables["candidates"] = chosen.table
+    return contents, tables
