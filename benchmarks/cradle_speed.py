@@ -54,9 +54,9 @@ def main():
     def network(settings):
         torch.manual_seed(0)
         model = CradleVAE(settings, **prepared.sizes)
-        for name, buffer in model.named_buffers():
-            if name in prepared.buffers:
-                buffer.copy_(torch.as_tensor(prepared.buffers[name]))
+        for name, tensor in model.state_dict().items():
+            if name in prepared.initial:
+                tensor.copy_(torch.as_tensor(prepared.initial[name]))
         return model
 
     contestants = {

@@ -43,7 +43,7 @@ MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
     "integrate": {"data.validation": 0.0, "train.warmup": 1.0},
     "classify": {"data.n_top_genes": 3000, "train.lr": 5e-4},
     "curve": {"data.n_top_genes": 3000, "train.lr": 5e-4},
-    "cradle": {"data.n_top_genes": 5000, "train.adam_eps": 1e-8, "train.grad_clip": 100.0},
+    "cradle": {"data.n_top_genes": 5000, "train.most_epochs": 200, "train.adam_eps": 1e-8, "train.grad_clip": 100.0},
 }
 """Where a model's defaults differ from those below, which are scVI's."""
 

@@ -39,6 +39,7 @@ class TrainConfig(Section):
     """The training loop, shared by all torch models."""
 
     epochs: int | None = Field(None, ge=1)
+    most_epochs: int = Field(400, ge=1)
     batch_size: int = Field(128, ge=2)
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(1e-6, ge=0)
@@ -227,13 +228,13 @@ class CradleConfig(Section):
     n_latent: int = Field(32, ge=1)
     n_hidden: int = Field(128, ge=1)
     n_layers: int = Field(1, ge=1)
-    mode: Literal["sum", "concat"] = "sum"
+    dropout: float = Field(0.5, ge=0, lt=1)
+    mode: Literal["sum", "concat"] = "concat"
     guide: Literal["mean_field", "correlated"] = "mean_field"
     mask_prior: float = Field(0.1, gt=0, lt=1)
     embedding_scale: float = Field(1.0, gt=0)
     temperature: float = Field(1.0, gt=0)
     particles: int = Field(1, ge=1)
-    artifact: bool = True
     counterfactual_weight: float = Field(0.1, ge=0)
     counterfactual_cells: int = Field(32, ge=1)
     class_weight: Literal["none", "balanced"] = "none"

@@ -18,7 +18,8 @@ from sctool.errors import SctoolError
 from sctool.models.perturbation.means import Means
 from sctool.models.perturbation.predictors import PREDICTORS
 
-SHOWN = ("change_r", "change_r_top20", "specific_r", "change_error", "discrimination_l2", "discrimination_cosine")
+SHOWN = ("change_r", "change_r_top20", "specific_r", "change_error")
+DETAILED = (*SHOWN, "cosine", "discrimination_l2", "discrimination_cosine", *CELL_SCORES)
 
 
 def compare(
@@ -55,7 +56,7 @@ def assemble(cases: list[Case], say: Callable[[str], None] = lambda text: None) 
     cases = [case.common(say) for case in cases]
     each = pd.concat([case.rows() for case in cases], ignore_index=True)
     first = ["name", "arm", "seed", "run", "split", "perturbation"]
-    scores = [score for score in SCORES if score in each and each[score].notna().any()]
+    scores = [score for score in SCORES if score in each]
     about = ["cells", "control_cells", "few_cells", "effect", "significant_genes"]
     each = each[[*first, *about, *(["predicted_cells"] if "predicted_cells" in each else []), *scores]]
     counted = each[~each["few_cells"]]
@@ -89,7 +90,7 @@ def assemble(cases: list[Case], say: Callable[[str], None] = lambda text: None) 
 
 
 def _about(cases: list[Case], each: pd.DataFrame, sums: pd.DataFrame, few: list[str]) -> dict[str, Any]:
-    main = sums[sums["score"].isin([*SHOWN, *CELL_SCORES])]
+    main = sums[sums["score"].isin(DETAILED)]
     shown: dict[str, dict[str, Any]] = {}
     for row in main.drop(columns="arm").to_dict("records"):
         shown.setdefault(str(row.pop("name")), {})[str(row.pop("score"))] = row

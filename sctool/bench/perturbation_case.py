@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -49,7 +49,7 @@ class Case:
     label: str = ""
 
     def common(self, say: Callable[[str], None]) -> Case:
-        """With the perturbations only that every contestant predicted."""
+        """With the perturbations only that every contestant predicted; a contestant called as a baseline gets a name of its own."""
         truth = self.truth.perturbations
         names = [name for name in truth if all(name in one.changes for one in self.contestants)]
         if not names:
@@ -61,7 +61,9 @@ class Case:
         if len(names) < len(truth):
             lacking = sorted(set(truth) - set(names))
             say(f"note: {len(lacking)} of {len(truth)} held-out perturbations were not predicted and are not scored: {listed(lacking)}")
-        return Case(self.truth.only(names), self.means, self.contestants, self.control_ng, self.label)
+        taken = {*PREDICTORS, FLOOR, CEILING, ORACLE}
+        own = [replace(one, name=f"{one.name} (given)") if one.name in taken else one for one in self.contestants]
+        return replace(self, truth=self.truth.only(names), contestants=own)
 
     @cached_property
     def baseline_changes(self) -> dict[str, Changes]:

@@ -104,12 +104,17 @@ class Source:
 
 
 def open_cases(paths: list[Path], data: Path | None, config: Config, say: Callable[[str], None]) -> list[Case]:
-    """Predictions with the cells they are scored on; those with the same held-out cells together."""
-    sources = _distinct([open_source(path, data, config, say) for path in paths])
+    """Predictions with the cells they are scored on; those with the same held-out cells together.
+
+    Beside a run, files of other tools without ``data`` are scored on the cells that the run held out.
+    """
+    runs = {path: open_source(path, data, config, say) for path in paths if path.is_dir()}
+    beside = next(iter(runs.values()), None) if data is None else None
+    sources = _distinct([runs[path] if path in runs else open_source(path, data, config, say, beside) for path in paths])
     groups: dict[tuple[Any, ...], list[Source]] = {}
     for source in sources:
         groups.setdefault(source.place, []).append(source)
-    return [_case(group, group[0].run if len(groups) > 1 else "", say) for group in groups.values()]
+    return [_case(group, group[0].run or group[0].label if len(groups) > 1 else "", say) for group in groups.values()]
 
 
 def _distinct(sources: list[Source]) -> list[Source]:
@@ -117,15 +122,15 @@ def _distinct(sources: list[Source]) -> list[Source]:
     keys = [(source.label, source.seed, source.place) for source in sources]
     if len(set(keys)) == len(keys):
         return sources
-    names = [source.run for source in sources]
-    return [replace(s, label=s.run if names.count(s.run) == 1 else str(s.path)) for s in sources]
+    names = [source.run or source.label for source in sources]
+    return [replace(s, label=name if names.count(name) == 1 else str(s.path)) for s, name in zip(sources, names, strict=True)]
 
 
-def open_source(path: Path, data: Path | None, config: Config, say: Callable[[str], None]) -> Source:
-    """A result folder of ``predict cradle``, cells (.h5ad), or a table of another tool."""
+def open_source(path: Path, data: Path | None, config: Config, say: Callable[[str], None], beside: Source | None = None) -> Source:
+    """A result folder of ``predict cradle``; or cells (.h5ad) or a table of another tool, with the held-out cells of ``beside``."""
     if path.is_dir():
         note = path / "prediction.json"
-        if not note.exists() or read_json(note).get("task") != "perturbation":
+        if not note.exists() or not (path / "predictions.csv").exists() or read_json(note).get("task") != "perturbation":
             raise SctoolError(
                 f"{path} holds no predictions of perturbations", "run `sctool predict cradle checkpoints/cradle/RUN` first, or give a file"
             )
@@ -143,9 +148,12 @@ def open_source(path: Path, data: Path | None, config: Config, say: Callable[[st
         about_run["quality"] = str(about.get("quality") or "pass") if flagged else "all"
         arm = arm if kind == "cradle" else label
         return Source(path, label, arm, int(about["seed"]), folder.name, data or Path(about["file"]), trained, predicted, **about_run)
+    name = path.name.removesuffix(".gz").rsplit(".", 1)[0]
+    if beside is not None:
+        predicted = read_predicted(path, beside.config, say)
+        return replace(beside, path=path, label=name, arm="prediction", seed=-1, run="", predicted=predicted)
     if data is None:
         raise SctoolError(f"{path}: the real cells are not known", "give their file with --data, and --perturbation-key, --control")
-    name = path.name.removesuffix(".gz").rsplit(".", 1)[0]
     return Source(path, name, "prediction", -1, "", data, config, read_predicted(path, config, say))
 
 

@@ -332,6 +332,7 @@ def oracle_scores(truth: Truth, shared_g: Profile | None = None) -> pd.DataFrame
     """What the true change, known exactly, would score against these cells: their sampling noise is all that is left.
 
     For the scores that follow from the noise alone: error shares are noise / measured square, correlations the root of what is not noise.
+    On the most changed genes it is too good, as noise helped to choose them.
     """
     d_pg, noise_pg, means = truth.change_pg, truth.noise_pg, truth.means
     columns = truth.ranked_pg[:, : TOPS[0]]

@@ -200,9 +200,10 @@ def train_on_screen(session: Session, path: Path) -> None:
         chosen = choose_model(screen, config, place.folder, session.say)
         config = config.replaced({"cradle.model": chosen.winner})
     made = run_prepared(session, "cradle", prepare_screen(screen, config), config, place, screen_stages)
-    evaluation = compare_trained(Response(made), screen, session.say)
+    response = Response(made)
+    evaluation = compare_trained(response, screen, session.say)
     contents, tables = comparison(evaluation, chosen)
-    made = amend(made, contents, tables)
+    made = amend(made, contents, {**tables, **response.latent_tables()})
     shown = [] if evaluation is None else [evaluation_table(evaluation, SCREEN_SHOWN)]
     lines = [] if evaluation is None else [*evaluation.verdict(), *evaluation.notes]
     session.result({"model": str(made.path), **made.manifest["metrics"], **contents}, shown, [*lines, str(made.path)])

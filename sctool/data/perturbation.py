@@ -16,14 +16,14 @@ from sctool.data.genes import gene_names, variable_genes
 from sctool.data.perturbation_names import CONTROL, design, targets_of
 from sctool.data.prepare import HVG_CELLS_BACKED, Prepared, fingerprint
 from sctool.data.quality import gene_symbols
-from sctool.data.screen import Rows, Screen
+from sctool.data.screen import BLOCK, Rows, Screen
 from sctool.data.vocabulary import Vocabulary
 
 SD_FLOOR = 0.1
 """Of standardised log expression; genes that hardly vary are not blown up."""
 FEWEST_PASSED = 10
 """Passing cells that a perturbation needs for its mean to be of these alone."""
-BASE_CELLS = 512
+BASE_CELLS = 256
 """Control cells that predictions start from."""
 ANY = -1
 
@@ -86,7 +86,7 @@ def prepare_screen(screen: Screen, config: Config) -> Prepared:
         ("perturbation", "quality"),
         totals=screen.size_n.astype(np.float32),
         more_sizes={"n_flags": len(flags_kq), "n_profiles": len(pools), "n_base": len(base)},
-        buffers={
+        initial={
             "design_pt": design(names, targets).astype(np.float32),
             "flags_kq": flags_kq.astype(np.float32),
             "n_cells": np.float32(len(train)),
@@ -121,11 +121,28 @@ def _summary(
         "mean_pg": mean_kg[one, :-1],
         "variance_pg": np.where(cells_p[:, None] > 1, variance_pg * correction_p[:, None], within_g),
         "cells_p": cells_p,
+        "log_share_g": np.log(share_kg[0] + 0.5 / screen.size_n[train].sum()),
+        "log_theta": np.log(dispersion(screen, columns, train, share_kg[0])),
         "log_mean_g": mean_kg[0],
         "log_sd_g": sd_g,
         "profile_kg": np.log1p(screen.target_sum * share_kg[several]) / sd_g,
     }
     return {name: array.astype(np.float32) for name, array in made.items()}
+
+
+def dispersion(screen: Screen, columns: NDArray[np.int64], rows: Rows, share_g: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Inverse dispersion of a negative binomial by moments, where cells differ by their totals only; shape (genes + 1,), in 0.1 to 100."""
+    square_g = np.zeros(len(share_g))
+    for at in range(0, len(rows), BLOCK):
+        part = rows[at : at + BLOCK]
+        x_ng = take_rows(screen.counts, part)[:, columns].astype(np.float64)
+        size_n = screen.size_n[part]
+        rest_n = np.maximum(size_n - np.asarray(x_ng.sum(1)).ravel(), 0)
+        cross_g, squares_g = size_n @ x_ng, np.asarray(x_ng.multiply(x_ng).sum(0)).ravel()
+        square_g += np.append(squares_g, rest_n @ rest_n) - 2 * share_g * np.append(cross_g, size_n @ rest_n)
+    total, squares = screen.size_n[rows].sum(), np.square(screen.size_n[rows]).sum()
+    excess_g = square_g + share_g**2 * squares - share_g * total
+    return np.clip(share_g**2 * squares / np.maximum(excess_g, 1e-9), 0.1, 100.0)
 
 
 def group_means(screen: Screen, columns: NDArray[np.int64], groups: list[Rows]) -> tuple[NDArray[np.float64], ...]:

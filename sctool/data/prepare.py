@@ -62,8 +62,8 @@ class Prepared:
     """Which of the model's genes the file has, where it may lack some; shape (genes,)."""
     totals: NDArray[np.float32] | None = None
     """Counts of each cell over all genes of the experiment, where the model reads what is beyond its genes as one more; shape (cells,)."""
-    buffers: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-    """What the network holds from the beginning, by the name of its buffer."""
+    initial: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """What the network holds from the beginning, by the name of its buffer or parameter."""
     more_sizes: Mapping[str, int] = field(default_factory=dict)
     """Sizes of the network that are no vocabulary's."""
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -19,15 +20,12 @@ from sctool.data.screen import Screen
 from sctool.engine.query import load_module
 from sctool.engine.run import Setting, Stage, one_stage
 from sctool.errors import SctoolError
-from sctool.models.cradle import CradleVAE
+from sctool.models.cradle import NETWORKS, CradleVAE
 from sctool.models.perturbation.means import Means
 from sctool.models.perturbation.predictors import PREDICTORS
-from sctool.models.perturbation.shrunken import posterior
+from sctool.models.perturbation.shrunken import Effects
 from sctool.models.registry import BUILDERS
-from sctool.nn.likelihood import expected_log1p
 
-DRAWS = 30
-"""Of masks and effects, for intervals."""
 RATIO_FLOOR, MOST_RATIO = 0.01, 10.0
 """Of the factors that make cells agree with the predicted mean: added to both means, and the largest factor."""
 Profiles = NDArray[np.float64]
@@ -107,46 +105,52 @@ class Response:
     def changes(self, wanted: Sequence[str]) -> Changes:
         """Changes of the mean.
 
+        A network's change counts by ``cradle.blend``; what it leaves of the measured means is shrunk by the model of means, and added.
+
         Parameters
         ----------
         wanted
             Canonical names.
         """
-        means = self.means
-        if self.kind in PREDICTORS:
-            sd_pg = posterior(means, wanted)[1]
-            return Changes(means.control_g, PREDICTORS[self.kind][0](means, wanted), sd_pg)
-        shrunken_pg, sd_pg = posterior(means, wanted)
-        blend = self.config.cradle.blend
-        if blend == 0:
-            return Changes(means.control_g, shrunken_pg, sd_pg)
-        network_pg, spread_pg = self.network_changes(wanted)
-        return Changes(means.control_g, blend * network_pg + (1 - blend) * shrunken_pg, np.maximum(sd_pg, spread_pg))
+        means, blend = self.means, self.config.cradle.blend if self.kind in NETWORKS else 0.0
+        if self.kind in PREDICTORS and self.kind != "shrunken":
+            return Changes(means.control_g, PREDICTORS[self.kind][0](means, wanted), Effects.fit(means).deviation(wanted))
+        if blend:
+            means = replace(means, mean_pg=means.mean_pg - blend * self.module.network_pg[1:].double().numpy())
+        left = Effects.fit(means)
+        change_pg = left.change(wanted)
+        if blend:
+            change_pg = change_pg + blend * self.network_changes(wanted)
+        return Changes(left.control_g, change_pg, left.deviation(wanted))
 
     @torch.inference_mode()
-    def network_changes(self, wanted: Sequence[str]) -> tuple[Profiles, Profiles]:
-        """What the network alone says: changes, and their standard deviation over draws of masks and effects."""
+    def network_changes(self, wanted: Sequence[str]) -> Profiles:
+        """What the network alone says, shape (wanted, genes)."""
         module: CradleVAE = self.module
-        generator_state = torch.get_rng_state()
-        torch.manual_seed(0)
-        try:
-            effects = [module.draw(sample=False)[0], *(module.draw()[0] for _ in range(DRAWS))]
-        finally:
-            torch.set_rng_state(generator_state)
-        made = np.stack([self._changes(effect_tl, wanted) for effect_tl in effects[:1]])
-        spread = np.stack([self._changes(effect_tl, wanted) for effect_tl in effects[1:]]).std(0)
-        return made[0], spread
+        effect_tl = module.draw(sample=False)[0]
+        control_g = module.log_profile(self.effect(effect_tl, CONTROL))
+        place = {name: at for at, name in enumerate(self.perturbations)}
+        made = [
+            module.network_pg[place[name]] if name in place else module.log_profile(self.effect(effect_tl, name)) - control_g
+            for name in wanted
+        ]
+        return torch.stack(made).double().numpy()
 
-    def _changes(self, effect_tl: Tensor, wanted: Sequence[str]) -> Profiles:
-        control_g = self.expected(effect_tl, CONTROL)
-        return np.stack([self.expected(effect_tl, name) - control_g for name in wanted])
-
-    def expected(self, effect_tl: Tensor, name: str) -> NDArray[np.float64]:
-        """Mean log expression of the control cells, were they perturbed so, by the network; shape (genes,)."""
+    @torch.inference_mode()
+    def latent_tables(self) -> dict[str, pd.DataFrame]:
+        """``masks``: how likely each target moves each latent dimension; ``embeddings``: the effect of each training perturbation."""
+        if self.kind not in NETWORKS:
+            return {}
         module: CradleVAE = self.module
-        total_n1 = module.base_total_n[:, None]
-        mean_ng = total_n1 * module.proportions(self.effect(effect_tl, name))
-        return expected_log1p(mean_ng, module.log_theta.exp()[:-1], module.target_sum / total_n1).double().mean(0).numpy()
+        names = [f"z{at + 1}" for at in range(module.config.n_latent)]
+        effect_pl = module.design_pt @ module.draw(sample=False)[0]
+        embeddings = pd.DataFrame(effect_pl[1:].numpy(), columns=names)
+        embeddings.insert(0, "perturbation", self.perturbations[1:])
+        if module.mask_logits_tl is None:
+            return {"embeddings": embeddings}
+        masks = pd.DataFrame(module.mask_logits_tl.sigmoid().numpy(), columns=names)
+        masks.insert(0, "target", self.targets)
+        return {"masks": masks, "embeddings": embeddings}
 
     def require_artifact(self) -> None:
         """Refuse a model that has learned of no cell that failed quality control."""
@@ -189,7 +193,7 @@ class Response:
         """Factors of the expected counts that carry the network's change over to the predicted one; shape (genes,)."""
         if self.config.cradle.blend == 1 or name == CONTROL:
             return torch.ones(())
-        made, (network_pg, _) = self.changes([name]), self.network_changes([name])
+        made, network_pg = self.changes([name]), self.network_changes([name])
         wanted_g, given_g = (np.expm1(made.control_g + change_pg[0]).clip(0) + RATIO_FLOOR for change_pg in (made.change_pg, network_pg))
         return torch.from_numpy((wanted_g / given_g).clip(1 / MOST_RATIO, MOST_RATIO)).float()
 

@@ -61,9 +61,9 @@ def one_stage(setting: Setting) -> Iterator[Stage]:
     yield Stage("training", setting.module, setting.store, setting.sampler(), setting.config.train, validation_rows)
 
 
-def default_epochs(n_cells: int) -> int:
-    """Epochs so that about eight million cells are seen, at most 400: the rule of scvi-tools."""
-    return int(min(400, max(1, round(400 * 20_000 / n_cells))))
+def default_epochs(n_cells: int, most: int = 400) -> int:
+    """So many epochs, fewer for more than 20,000 cells, so that as many are seen: the rule of scvi-tools."""
+    return int(min(most, max(1, round(most * 20_000 / n_cells))))
 
 
 def run_settings(model: str, config: Config, prepared: Prepared) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def run_training(
     device = choose_device(config.device)
     sizes = prepared.sizes
     train_rows, validation_rows = prepared.rows("train"), prepared.rows("validation")
-    epochs = config.train.epochs or default_epochs(len(train_rows))
+    epochs = config.train.epochs or default_epochs(len(train_rows), config.train.most_epochs)
     config = config.model_copy(update={"train": config.train.model_copy(update={"epochs": epochs})})
     # Columns are taken once where the matrix is in memory, and at every fetch where it is on disk.
     on_disk = config.data.backed
@@ -107,9 +107,9 @@ def run_training(
     with own_randomness(device):
         torch.manual_seed(config.seed)
         module = build(config, sizes)
-        for buffer, tensor in module.named_buffers():
-            if buffer in prepared.buffers:
-                tensor.copy_(torch.as_tensor(prepared.buffers[buffer]))
+        for tensor_name, tensor in module.state_dict().items():
+            if tensor_name in prepared.initial:
+                tensor.copy_(torch.as_tensor(prepared.initial[tensor_name]))
         module = module.to(device)
     setting = Setting(module, store, prepared, config)
     try:

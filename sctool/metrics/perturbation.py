@@ -17,6 +17,7 @@ from scipy.special import logsumexp, stdtr
 from scipy.stats import rankdata
 
 from sctool.metrics.base import metric
+from sctool.metrics.novelty import aupr
 from sctool.metrics.response import pearson
 
 Rows = NDArray[Any]
@@ -153,10 +154,8 @@ def de_direction(true_pg: Rows, predicted_pg: Rows, significant_pg: NDArray[np.b
 @metric(best=1.0)
 def de_precision(predicted_pg: Rows, significant_pg: NDArray[np.bool_]) -> Floats:
     """Average precision of |predicted change| for the significant genes (area under precision and recall); NaN where none is."""
-    from sklearn.metrics import average_precision_score
-
     rows = zip(significant_pg, np.abs(predicted_pg), strict=True)
-    return np.array([average_precision_score(yes_g, score_g) if yes_g.any() else np.nan for yes_g, score_g in rows])
+    return np.array([aupr(yes_g, score_g) if 0 < yes_g.sum() < len(yes_g) else 1.0 if yes_g.any() else np.nan for yes_g, score_g in rows])
 
 
 @metric(best=1.0)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from sctool.data.minibatch import Minibatch
 from sctool.models.base import Terms
 from sctool.nn.layers import CodedLinear
-from sctool.nn.likelihood import bernoulli_kl, nb_log_likelihood, normal_kl, normal_pair_kl
+from sctool.nn.likelihood import bernoulli_kl, expected_log1p, nb_log_likelihood, normal_kl, normal_pair_kl
 from sctool.sections import CradleConfig
 
 NETWORKS = ("cradle", "sams", "cpa", "cvae")
@@ -103,9 +103,13 @@ class MeanChanges(nn.Module):
     cells_p: Tensor
     """Known cells of each perturbation."""
 
+    network_pg: Tensor
+    """Change of mean log expression by each perturbation, as a network says; zeros without one."""
+
     def __init__(self, config: CradleConfig, n_genes: int, n_perturbations: int, **others: int) -> None:
         super().__init__()
         self.config = config
+        self.register_buffer("network_pg", torch.zeros(n_perturbations, n_genes - 1))
         self.register_buffer("mean_pg", torch.zeros(n_perturbations, n_genes - 1))
         self.register_buffer("variance_pg", torch.zeros(n_perturbations, n_genes - 1))
         self.register_buffer("cells_p", torch.zeros(n_perturbations))
@@ -143,6 +147,8 @@ class CradleVAE(MeanChanges):
     profile_kg: Tensor
     """Mean profiles of cells of one perturbation and quality, as :meth:`standardised` gives them; by the code ``opposite``."""
     target_sum: Tensor
+    log_share_g: Tensor
+    """Log of each gene's share of all counts; the decoder learns the rest."""
     log_mean_g: Tensor
     log_sd_g: Tensor
     n_cells: Tensor
@@ -173,6 +179,7 @@ class CradleVAE(MeanChanges):
         self.posterior_head = NormalHead(hidden, latent)
         self.decoder = Residual(wide, hidden, config.n_layers + 1, n_batches)
         self.rate = nn.Linear(hidden, n_genes)
+        nn.init.zeros_(self.rate.bias)
         self.log_theta = nn.Parameter(torch.zeros(n_genes))
         self.mask_logits_tl = nn.Parameter(torch.zeros(n_targets, latent)) if config.model in ("cradle", "sams") else None
         if config.guide == "correlated":
@@ -188,6 +195,7 @@ class CradleVAE(MeanChanges):
         self.register_buffer("profile_kg", torch.zeros(n_profiles, n_genes))
         self.register_buffer("usual_q", torch.zeros(n_criteria))
         self.register_buffer("target_sum", torch.tensor(1e4))
+        self.register_buffer("log_share_g", torch.zeros(n_genes))
         self.register_buffer("log_mean_g", torch.zeros(n_genes))
         self.register_buffer("log_sd_g", torch.ones(n_genes))
         self.register_buffer("n_cells", torch.ones(()))
@@ -246,26 +254,33 @@ class CradleVAE(MeanChanges):
         return self.posterior_head(self.encoder.rest(x_nh + u_nl @ weight[:, :n].T + a_nl @ weight[:, n:].T))
 
     def project(self, x_ng: Tensor, batch_n: Tensor) -> Tensor:
-        """The share of the expression and the batch in the encoder's first layer, which both artifact states have in common."""
+        """The share of the expression and the batch in the encoder's first layer, which both artifact states have in common.
+
+        In training some genes, the same for all cells of the minibatch, are taken for average.
+        """
         first = self.encoder.first
-        weight_hg = first.linear.weight[:, : -2 * self.config.n_latent]
-        centre_h = first.linear.bias - weight_hg @ (self.log_mean_g / self.log_sd_g)
-        h_nh = nn.functional.linear(x_ng, weight_hg, centre_h)
+        weight_hg, centre_g = first.linear.weight[:, : -2 * self.config.n_latent], self.log_mean_g / self.log_sd_g
+        import os
+
+        if self.training and os.environ.get("DROP") == "cell":
+            h_nh = nn.functional.linear(nn.functional.dropout(x_ng - centre_g, self.config.dropout), weight_hg, first.linear.bias)
+            return h_nh + first.offset(batch_n) if len(first.offsets) else h_nh
+        if self.training and self.config.dropout:
+            weight_hg = weight_hg * nn.functional.dropout(torch.ones_like(centre_g), self.config.dropout)
+        h_nh = nn.functional.linear(x_ng, weight_hg, first.linear.bias - weight_hg @ centre_g)
         return h_nh + first.offset(batch_n) if len(first.offsets) else h_nh
 
     def logits(self, z_nl: Tensor, u_nl: Tensor, a_nl: Tensor, batch_n: Tensor) -> Tensor:
         """Log proportions of the genes before normalisation, shape (cells, genes)."""
         h_nl = z_nl + u_nl + a_nl if self.config.mode == "sum" else torch.cat([z_nl, u_nl, a_nl], 1)
-        return self.rate(self.decoder(h_nl, batch_n))
+        return self.log_share_g + self.rate(self.decoder(h_nl, batch_n))
 
     def loss(self, batch: Minibatch, anneal: float = 1.0) -> Terms:
         """The terms at the head of this file, in nats per cell, averaged over ``particles`` draws."""
         config, codes = self.config, batch.codes
         x_nh = self.project(self.standardised(batch), codes["batch"])
         rounds = [self._particle(batch, x_nh) for _ in range(config.particles)]
-        reconstruction, kl_z, kl_global, counterfactual = (
-            torch.stack(part).mean() for part in zip(*(r[:4] for r in rounds), strict=True)
-        )
+        reconstruction, kl_z, kl_global, counterfactual = (torch.stack(part).mean() for part in zip(*(r[:4] for r in rounds), strict=True))
         kl_global = kl_global / self.n_cells
         loss = reconstruction + anneal * (kl_z + kl_global) + config.counterfactual_weight * counterfactual
         parts = {"reconstruction": reconstruction, "kl": kl_z, "kl_global": kl_global, "counterfactual": counterfactual}
@@ -320,13 +335,24 @@ class CradleVAE(MeanChanges):
 
     @torch.inference_mode()
     def remember(self, batches: Iterable[Minibatch]) -> None:
-        """Keep the posterior means of the control cells that have a code ``base``."""
+        """Keep the posterior means of the control cells that have a code ``base``, and what each known perturbation changes."""
         for batch in batches:
             own = (batch.codes["base"] >= 0).nonzero().squeeze(1)
             at = batch.codes["base"][own]
             self.base_z_nl[at] = self.latents(batch)[0][own]
             self.base_total_n[at] = batch.depth_n1[own, 0]
             self.base_batch_n[at] = batch.codes["batch"][own]
+        effect_pl = self.design_pt @ self.draw(sample=False)[0]
+        control_g = self.log_profile(effect_pl[0])
+        for p in range(1, len(effect_pl)):
+            self.network_pg[p] = self.log_profile(effect_pl[p]) - control_g
+
+    @torch.inference_mode()
+    def log_profile(self, effect_l: Tensor) -> Tensor:
+        """Mean log expression of the base cells, were they perturbed; shape (genes,)."""
+        total_n1 = self.base_total_n[:, None]
+        mean_ng = total_n1 * self.proportions(effect_l)
+        return expected_log1p(mean_ng, self.log_theta.exp()[:-1], self.target_sum / total_n1).mean(0)
 
     @torch.inference_mode()
     def proportions(self, effect_l: Tensor, artifact_l: Tensor | None = None) -> Tensor:

@@ -151,16 +151,24 @@ def expected_log1p(mean_ng: Tensor, theta_g: Tensor, scale_n1: Tensor) -> Tensor
     scale_n1
         Counts per cell of the log expression over those of the cell, shape (cells, 1).
     """
+    highest_g = mean_ng.max(0).values
+    terms_g = (highest_g + 8 * (highest_g + highest_g.square() / theta_g).sqrt() + 4).clamp_max(SMALL_COUNTS)
+    few = terms_g < SMALL_COUNTS / 3  # most genes need few terms
+    if few.any() and not few.all():
+        total_ng = torch.empty_like(mean_ng)
+        for some in (few, ~few):
+            total_ng[:, some] = expected_log1p(mean_ng[:, some], theta_g[some], scale_n1)
+        return total_ng
     q_ng = mean_ng / (theta_g + mean_ng)
     p_ng = (-theta_g * torch.log1p(mean_ng / theta_g)).exp()
     total_ng, left_ng, counts_ng = torch.zeros_like(mean_ng), 1 - p_ng, mean_ng.clone()
-    for x in range(1, SMALL_COUNTS + 1):
+    for x in range(1, int(terms_g.max()) + 2):
         p_ng = p_ng * q_ng * ((x - 1 + theta_g) / x)
         total_ng += p_ng * torch.log1p(x * scale_n1)
         left_ng -= p_ng
         counts_ng -= x * p_ng
     left_ng = left_ng.clamp_min(0)
-    beyond_ng = (counts_ng / left_ng.clamp_min(1e-6)).clamp_min(SMALL_COUNTS + 1)  # mean of the counts that were not summed
+    beyond_ng = (counts_ng / left_ng.clamp_min(1e-6)).clamp_min(float(terms_g.max()))  # mean of the counts that were not summed
     total_ng += left_ng * torch.log1p(beyond_ng * scale_n1)
     large = (mean_ng > SMALL_MEAN).any(0).nonzero().squeeze(1)
     if len(large):

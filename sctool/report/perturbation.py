@@ -23,6 +23,7 @@ EFFECTS = ("weak", "medium", "strong")
 NAMED_GENES = 6
 MOST_PANELS = 9
 MOST_ROWS, MOST_COLUMNS = 60, 60
+MOST_LABELS = 90
 
 
 def perturbation_figures(plots: Path, formats: list[str], run: Path) -> list[Path]:
@@ -87,17 +88,23 @@ def ladder(path: Path, formats: list[str], sums: pd.DataFrame) -> list[Path]:
             axis.set_yticks(range(len(names)), names if axis is axes[0, 0] else [""] * len(names))
             axis.set(title=TITLES[score], ylim=(len(names) - 0.4, -0.6))
             axis.grid(axis="x", color="#e5e5e5", lw=0.6)
-            _limit(axis, table, score)
+            if score == "change_error":
+                _limit(axis, table, names)
         handles, labels = axes[0, 0].get_legend_handles_labels()
         fig.legend(handles, labels, loc="outside lower center", ncols=3)
     return saved(path, formats)
 
 
-def _limit(axis: Any, table: pd.DataFrame, score: str) -> None:
-    """Errors of one method that is far off would flatten those of all others."""
-    if score == "change_error":
-        rest = np.r_[table["mean"], table["high"].fillna(table["mean"])[table["arm"] != "baseline"]]
-        axis.set_xlim(0, min(max(1.15 * float(rest.max()), 1.3), 2.5))
+def _limit(axis: Any, table: pd.DataFrame, names: list[str]) -> None:
+    """Errors of one method that is far off would flatten those of all others; its value is written at the edge."""
+    scored = table[table["arm"] != "baseline"]
+    edge = min(max(1.15 * float(np.nanmax(np.r_[scored["mean"], scored["high"]])), 1.8), 2.5)
+    axis.set_xlim(0, edge)
+    for at, name in enumerate(names):
+        if name in table.index and table.loc[name, "mean"] > edge:
+            axis.annotate(
+                f"{table.loc[name, 'mean']:.3g} \u2192", (edge, at), fontsize=7, ha="right", xytext=(-2, 3), textcoords="offset points"
+            )
 
 
 def effect_curves(path: Path, formats: list[str], sizes: pd.DataFrame, sums: pd.DataFrame) -> list[Path]:
@@ -150,9 +157,9 @@ def change_scatter(path: Path, formats: list[str], changes: pd.DataFrame, each: 
             _name_points(axis, x, y, part["gene"].astype(str).to_list()[:NAMED_GENES])
             r, cells = scored["change_r"].get(name, np.nan), int(scored["cells"][name])
             words = f"r = {r:.2f}, {cells:,} cells" if np.isfinite(r) else "no change predicted"
-            axis.set_title(f"{_short(name, 22)}\n{words}")
+            axis.set_title(f"{_short(name, 30)}\n{words}")
             axis.set(xlabel="measured change" if at >= len(shown) - columns else "", ylabel="predicted change" if at % columns == 0 else "")
-            axis.margins(0.12)
+            axis.margins(0.15)
             axis.set_aspect("equal", adjustable="datalim")
         handles, labels = max((axis.get_legend_handles_labels() for axis in axes.flat[: len(shown)]), key=lambda pair: len(pair[1]))
         fig.legend(handles, labels, loc="outside lower center", ncols=2, markerscale=1.6)
@@ -169,9 +176,8 @@ def _name_points(axis: Any, x: NDArray[Any], y: NDArray[Any], names: list[str]) 
         if abs(at_x) < 0.12 * np.abs(x).max() or any(abs(place[0] - other[0]) < 0.3 and abs(place[1] - other[1]) < 0.07 for other in taken):
             continue
         taken.append(place)
-        right = at_x < middle
-        offset, side = ((3, 2), "left") if right else ((-3, 2), "right")
-        axis.annotate(_short(gene, 12), (at_x, at_y), fontsize=6.5, xytext=offset, textcoords="offset points", ha=side)
+        offset, side = ((0, 4), "center") if at_x < 0 else ((3, 2), "left") if at_x < middle else ((-3, 2), "right")
+        axis.annotate(_short(gene, 16), (at_x, at_y), fontsize=6.5, xytext=offset, textcoords="offset points", ha=side)
 
 
 def effect_heatmap(path: Path, formats: list[str], changes: pd.DataFrame) -> list[Path]:
@@ -190,8 +196,8 @@ def effect_heatmap(path: Path, formats: list[str], changes: pd.DataFrame) -> lis
     with figure(path, formats, max(2 * width, 6.5) + 1.6, max(height, 2.0) + 1.5, columns=2) as (fig, axes):
         for axis, table, title in zip(axes[0], (true, predicted), ("measured change", "predicted change"), strict=True):
             image = axis.imshow(table.loc[rows, genes], cmap="RdBu_r", vmin=-high, vmax=high, aspect="auto", interpolation="nearest")
-            axis.set_xticks(range(len(genes)), [_short(gene, 12) for gene in genes], rotation=90, fontsize=5.5)
-            axis.set_yticks(range(len(rows)), [_short(name, 22) for name in rows] if axis is axes[0, 0] else [], fontsize=6.5)
+            axis.set_xticks(range(len(genes)), [_short(gene, 16) for gene in genes], rotation=90, fontsize=5.5)
+            axis.set_yticks(range(len(rows)), [_short(name, 30) for name in rows] if axis is axes[0, 0] else [], fontsize=6.5)
             axis.set_title(title)
             axis.tick_params(length=1.5, pad=1.5)
         fig.colorbar(image, ax=axes[0, 1], shrink=min(1.0, 2.0 / max(height, 2.0)), pad=0.02, label="log expression - control")
@@ -202,7 +208,7 @@ def mask_heatmap(path: Path, formats: list[str], masks: pd.DataFrame) -> list[Pa
     """Probability that a perturbation acts on each latent dimension, clustered; beside it how many it acts on."""
     masks = masks.iloc[_order(masks.to_numpy()), _order(masks.to_numpy().T)]
     used = masks.gt(0.5).sum(axis=1)
-    height = min(0.17 * len(masks), 30.0)
+    height = 0.17 * min(len(masks), MOST_LABELS)
     with figure(path, formats, min(0.09 * masks.shape[1], 14.0) + 4.6, max(height, 2.0) + 1.1, columns=2) as (fig, axes):
         axes[0, 0].get_gridspec().set_width_ratios([3, 1])
         image = axes[0, 0].imshow(masks, cmap="Greys", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
@@ -221,7 +227,7 @@ def similarity_heatmap(path: Path, formats: list[str], embeddings: pd.DataFrame)
     order = _order(values)
     with np.errstate(divide="ignore", invalid="ignore"):
         likeness = np.nan_to_num(np.corrcoef(values))[np.ix_(order, order)]
-    size = float(np.clip(0.17 * len(values), 2.5, 24))
+    size = float(np.clip(0.17 * len(values), 2.5, 0.17 * MOST_LABELS))
     with figure(path, formats, size + 2.6, size + 1.4) as (fig, axes):
         axis = axes[0, 0]
         image = axis.imshow(likeness, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
@@ -233,7 +239,7 @@ def similarity_heatmap(path: Path, formats: list[str], embeddings: pd.DataFrame)
     return saved(path, formats)
 
 
-def _labels(names: Any, most: int = 150) -> tuple[list[int], list[str]]:
+def _labels(names: Any, most: int = MOST_LABELS) -> tuple[list[int], list[str]]:
     """Places and names of ticks; only some where there are too many to be read."""
     step = -(-len(names) // most)
     return list(range(0, len(names), step)), [_short(str(name), 18) for name in names[::step]]

@@ -132,12 +132,16 @@ def spikes(
     precision_ng = np.maximum(np.sum([known_ng for _, known_ng in parts], 0), 1e-12)
     error_pg = (np.sum([rest_ng for rest_ng, _ in parts], 0) / precision_ng + old_ng)[1:]
     noise_pg = 1 / precision_ng[1:]
-    total_kpg = noise_pg + spike_k[:, None, None]
-    log_kpg = np.log(weight_k)[:, None, None] - 0.5 * (np.log(total_kpg) + error_pg**2 / total_kpg)
-    chance_kpg = np.exp(log_kpg - log_kpg.max(0))
-    chance_kpg /= chance_kpg.sum(0)
-    gain_kpg = spike_k[:, None, None] / total_kpg
     mean_ng, variance_ng = np.zeros((2, *precision_ng.shape))
-    mean_ng[1:] = (chance_kpg * gain_kpg).sum(0) * error_pg
-    variance_ng[1:] = (chance_kpg * (gain_kpg * noise_pg + (gain_kpg * error_pg) ** 2)).sum(0) - mean_ng[1:] ** 2
-    return mean_ng, variance_ng, chance_kpg.mean((1, 2))
+    taken_k = np.zeros(len(spike_k))
+    for at, (error_g, noise_g) in enumerate(zip(error_pg, noise_pg, strict=True), start=1):
+        total_kg = noise_g + spike_k[:, None]
+        log_kg = np.log(weight_k / np.sqrt(total_kg).T).T - 0.5 * error_g**2 / total_kg
+        chance_kg = np.exp(log_kg - log_kg.max(0))
+        chance_kg /= chance_kg.sum(0)
+        gain_kg = spike_k[:, None] / total_kg
+        factor_g = (chance_kg * gain_kg).sum(0)
+        mean_ng[at] = factor_g * error_g
+        variance_ng[at] = factor_g * noise_g + ((chance_kg * gain_kg**2).sum(0) - factor_g**2) * error_g**2
+        taken_k += chance_kg.sum(1)
+    return mean_ng, variance_ng, taken_k / error_pg.size

@@ -8,13 +8,14 @@ deviation between cells. For each gene g independently
 
 X has a column for each target, and one for each training combination: what the sum of its targets' effects leaves (the interaction).
 The control is a parameter like others: with few control cells and many weak perturbations it is learned from all of them. Effects on
-one gene go together over perturbations in one of two ways (mash, Urbut 2019):
+one gene go together over perturbations in one of three ways (mash, Urbut 2019):
 
-    own       K_1 = diag K      each perturbation has its own strength and nothing else is shared
-    similar   K_2 = K           perturbations resemble each other as they do on other genes
+    own       K_1 = diag K                      each perturbation has its own strength and nothing else is shared
+    common    K_2 = 0.8 diag K + 0.2 k k'       all perturbations lean to one side; k is the root of the diagonal
+    similar   K_3 = K                           perturbations resemble each other as they do on other genes
 
 and w_l is a grid of scales with 0, a gene that never responds. S takes what is large in one perturbation only, as its own target may be.
-pi, eta and K come from EM, with S given the rest by its leave-one-row-out distribution; K_2 has an inverse-Wishart prior around K_1
+pi, eta and K come from EM, with S given the rest by its leave-one-row-out distribution; K_3 has an inverse-Wishart prior around K_1
 that weighs as many genes as there are targets, and interactions have one strength relative to their targets'.
 
 Choices beyond the model: a target that was not seen changes as the mean effect, times the factor by which the mean effect of the others
@@ -33,14 +34,16 @@ from numpy.typing import NDArray
 from sctool.models.perturbation.means import Means, design, targets_of
 from sctool.models.perturbation.mixture import Array, Prior, responsibilities, spikes
 
-SCALES = 4.0 ** np.arange(-3, 5)
-SPIKES = np.r_[0.0, 4.0 ** np.arange(6)]
+SCALES: Array = np.geomspace(1 / 64, 256, 8)
+SPIKES: Array = np.array([0.0, 8.0, 64.0, 512.0])
 """Variances of rare changes, relative to the noise of a row."""
-ROUNDS = 10
-GENES = 2000
+ROUNDS = 6
+GENES = 1000
 """EM learns from at most so many genes, evenly over the range of variances."""
 INTERACTION = 0.1
 """Variance of an interaction as a share of its targets', until combinations say otherwise."""
+COMMON = 0.2
+"""Correlation of all perturbations in the covariance ``common``."""
 STRENGTH = 1e-4
 """No target is weaker than this share of the mean variance."""
 WEIGHT = 0.1
@@ -83,7 +86,7 @@ class Effects:
     rare_eg
         Variance of the rare change in what each effect was seen by, at scale 1.
     priors, rotated, weights
-        The two priors, the rows of Y in their coordinates, and the posterior probabilities of their scales for each gene.
+        The three priors, the rows of Y in their coordinates, and the posterior probabilities of their scales for each gene.
     """
 
     genes: dict[str, int]
@@ -124,12 +127,14 @@ class Effects:
         some = order[np.linspace(0, len(order) - 1, min(GENES, len(order))).astype(int)]
         priors, pi, interaction, eta_k = _learn(y_ng[:, some], x_ne, noise_n, len(targets))
         spike_ng, variance_of_spike_ng = np.zeros((2, *y_ng.shape))
-        for _ in range(ROUNDS // 2):
+        for _ in range(3):
             rotated, weights = _place(y_ng - spike_ng, priors, pi)
             spike_ng, variance_of_spike_ng, _ = spikes(priors, rotated, weights, spike_ng, SPIKES * np.median(noise_n), eta_k)
         rotated, weights = _place(y_ng - spike_ng, priors, pi)
         parts = list(zip(priors, rotated, weights, strict=True))
-        control_g, effect_eg = means.control_g.copy(), np.linalg.pinv(x_pe) @ (means.change_pg * ~kept_g)
+        control_g, effect_eg = means.control_g.copy(), np.zeros((x_pe.shape[1], len(kept_g)))
+        if not kept_g.all():
+            effect_eg[:, ~kept_g] = np.linalg.lstsq(x_pe, means.change_pg[:, ~kept_g], rcond=None)[0]
         control_g[kept_g] = scale_g * sum((weight_lg * prior.control_lg(r_ng)).sum(0) for prior, r_ng, weight_lg in parts)
         effect_eg[:, kept_g] = scale_g * sum(prior.mean_eg(r_ng, weight_lg) for prior, r_ng, weight_lg in parts)
         last_p = x_pe.shape[1] - 1 - x_pe[:, ::-1].argmax(1)
@@ -158,7 +163,7 @@ class Effects:
         mean_g = self.weight * self.effect_eg[: len(self.targets)].mean(0)
         for at, target in self._unseen(wanted):
             change_wg[at] += mean_g
-            if target in self.genes:
+            if self.own and target in self.genes:
                 change_wg[at, self.genes[target]] = self.share * self.control_g[self.genes[target]]
         return change_wg
 
@@ -179,7 +184,7 @@ class Effects:
         unseen_g[self.kept_g] = prior_tg.mean(0) * self.scale_g**2
         for at, target in self._unseen(wanted):
             variance_wg[at] += unseen_g
-            if target in self.genes:
+            if self.own and target in self.genes:
                 gene = self.genes[target]
                 variance_wg[at, gene] = (self.share_deviation * self.control_g[gene]) ** 2
         for at, name in enumerate(wanted):
@@ -215,11 +220,11 @@ def _learn(y_ng: Array, x_ne: Array, noise_n: Array, n_targets: int) -> tuple[li
     k_tt = (vector_tt * np.maximum(value_t, 1e-3 * noise_n.mean())) @ vector_tt.T
     size, interaction = np.trace(k_tt), INTERACTION
     together_dt = x_ne[x_ne[:, n_targets:].any(1), :n_targets]
-    n_weights = 2 * len(SCALES) + 1
-    pi = [np.full(len(SCALES) + 1, 1 / n_weights), np.full(len(SCALES), 1 / n_weights)]
     eta_k = np.r_[0.97, np.full(len(SPIKES) - 1, 0.03 / (len(SPIKES) - 1))]
     spike_ng = np.zeros_like(y_ng)
     priors = _priors(k_tt, interaction, x_ne, noise_n, n_genes)
+    n_weights = sum(len(prior.scale_l) for prior in priors)
+    pi = [np.full(len(prior.scale_l), 1 / n_weights) for prior in priors]
     for _ in range(ROUNDS):
         rotated, weights = _place(y_ng - spike_ng, priors, pi)
         pi = [(weight_lg.sum(1) + 0.5) / (n_genes + 0.5 * n_weights) for weight_lg in weights]
@@ -242,15 +247,19 @@ def _place(y_ng: Array, priors: list[Prior], pi: list[Array]) -> tuple[list[Arra
 
 
 def _priors(k_tt: Array, interaction: float, x_ne: Array, noise_n: Array, n_genes: int) -> list[Prior]:
-    """The two covariances of effects, own (with scale 0) and similar, with interactions."""
+    """The three covariances of effects, own (with scale 0), common and similar, with interactions."""
     n_targets = len(k_tt)
     strength_t = np.maximum(np.diag(k_tt), STRENGTH * np.diag(k_tt).mean())
     together_dt = x_ne[x_ne[:, n_targets:].argmax(0), :n_targets]
-    own_ee: Array = np.diag(np.r_[strength_t, interaction * together_dt @ strength_t])
-    similar_ee: Array = own_ee.copy()
-    similar_ee[:n_targets, :n_targets] = k_tt * (n_genes / (n_genes + n_targets))
-    np.fill_diagonal(similar_ee, np.diag(own_ee))
-    return [Prior.of(own_ee, np.r_[0.0, SCALES], x_ne, noise_n), Prior.of(similar_ee, SCALES, x_ne, noise_n)]
+    own_ee = np.diag(np.r_[strength_t, interaction * together_dt @ strength_t])
+    block = np.ix_(range(n_targets), range(n_targets))
+    common_ee, similar_ee = own_ee.copy(), own_ee.copy()
+    common_ee[block] = COMMON * np.sqrt(np.outer(strength_t, strength_t))
+    similar_ee[block] = k_tt * (n_genes / (n_genes + n_targets))
+    for covariance_ee in (common_ee, similar_ee):
+        np.fill_diagonal(covariance_ee, np.diag(own_ee))
+    scales = (np.r_[0.0, SCALES], SCALES, SCALES)
+    return [Prior.of(*pair, x_ne, noise_n) for pair in zip((own_ee, common_ee, similar_ee), scales, strict=True)]
 
 
 def _weight(effect_tg: Array, means: Means) -> float:
@@ -265,9 +274,10 @@ def _weight(effect_tg: Array, means: Means) -> float:
 
 
 def _share(control_k: Array, change_k: Array) -> tuple[float, float]:
-    """Share of control expression that measured targets change themselves by, and its root mean squared error."""
+    """Share of control expression that measured targets change themselves by, and its error, with one more target that is all wrong."""
     expressed = control_k.sum()
     if expressed <= 0:
         return 0.0, 1.0
     share = max(float(change_k.sum() / expressed), -1.0)
-    return share, float(np.sqrt((change_k - share * control_k) @ (change_k - share * control_k) / (control_k @ control_k)))
+    missed_k = change_k - share * control_k
+    return share, float(np.sqrt(missed_k @ missed_k / (control_k @ control_k) + share**2 / len(control_k)))
