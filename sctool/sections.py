@@ -219,7 +219,7 @@ class CradleConfig(Section):
     train_share: float = Field(0.75, ge=0, le=1)
     test_share: float = Field(0.25, gt=0, le=1)
     fold: str | None = None
-    control_share: float = Field(0.2, ge=0, lt=1)
+    control_share: float = Field(0.5, ge=0, lt=1)
     qc_key: str = "auto"
     qc_mad: float = Field(3.0, gt=0)
     qc_criteria: list[str] = ["counts", "genes", "mt", "ribo", "hb", "doublet"]

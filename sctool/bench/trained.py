@@ -20,7 +20,7 @@ SCORES = ("change_r", "change_r_top20", "change_error", "specific_r", "discrimin
 
 
 def compare_trained(response: Response, screen: Screen, say: Callable[[str], None]) -> Evaluation | None:
-    """Score a model on the cells its training held out; None where there are none.
+    """Score a model on the cells its training held out and that passed quality control; None where there are none.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def compare_trained(response: Response, screen: Screen, say: Callable[[str], Non
     split_n, note = with_test_controls(name_n, screen.split_n)
     if note:
         say(f"note: {note}")
-    rows, columns = np.flatnonzero(split_n == "test"), response.columns_of(screen)
+    rows, columns = np.flatnonzero((split_n == "test") & ~screen.fail_n), response.columns_of(screen)
     truth = Truth.of(screen.log_expression(rows, columns), name_n[rows], split_n[rows], response.means.genes)
     wanted = list(truth.perturbations)
     changes = dict(zip(wanted, response.changes(wanted).change_pg, strict=True))

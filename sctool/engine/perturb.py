@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -105,23 +106,34 @@ class Response:
     def changes(self, wanted: Sequence[str]) -> Changes:
         """Changes of the mean.
 
-        A network's change counts by ``cradle.blend``; what it leaves of the measured means is shrunk by the model of means, and added.
+        A network's change counts by ``cradle.blend``; what it leaves of the measured means is shrunk by the model of means, and added. A
+        target that was never perturbed has the usual effect of the others, shrunk.
 
         Parameters
         ----------
         wanted
             Canonical names.
         """
-        means, blend = self.means, self.config.cradle.blend if self.kind in NETWORKS else 0.0
+        left = self._left
         if self.kind in PREDICTORS and self.kind != "shrunken":
-            return Changes(means.control_g, PREDICTORS[self.kind][0](means, wanted), Effects.fit(means).deviation(wanted))
-        if blend:
-            means = replace(means, mean_pg=means.mean_pg - blend * self.module.network_pg[1:].double().numpy())
-        left = Effects.fit(means)
+            return Changes(self.means.control_g, PREDICTORS[self.kind][0](self.means, wanted), left.deviation(wanted))
         change_pg = left.change(wanted)
-        if blend:
-            change_pg = change_pg + blend * self.network_changes(wanted)
+        if self._blend:
+            change_pg += self._blend * self.network_changes(wanted)
+            usual_g, known = self.module.network_pg[1:].double().mean(0).numpy(), set(self.targets)
+            unseen_p = np.array([sum(target not in known for target in targets_of(name)) for name in wanted])
+            change_pg += self._blend * left.weight * unseen_p[:, None] * usual_g
         return Changes(left.control_g, change_pg, left.deviation(wanted))
+
+    @property
+    def _blend(self) -> float:
+        return self.config.cradle.blend if self.kind in NETWORKS else 0.0
+
+    @cached_property
+    def _left(self) -> Effects:
+        """The model of means, of what the network's share of the change leaves."""
+        known_pg = self.means.mean_pg
+        return Effects.fit(replace(self.means, mean_pg=known_pg - self._blend * self.module.network_pg[1:].double().numpy()))
 
     @torch.inference_mode()
     def network_changes(self, wanted: Sequence[str]) -> Profiles:
@@ -191,7 +203,7 @@ class Response:
 
     def _calibration(self, name: str) -> Tensor:
         """Factors of the expected counts that carry the network's change over to the predicted one; shape (genes,)."""
-        if self.config.cradle.blend == 1 or name == CONTROL:
+        if self._blend == 1 or name == CONTROL:
             return torch.ones(())
         made, network_pg = self.changes([name]), self.network_changes([name])
         wanted_g, given_g = (np.expm1(made.control_g + change_pg[0]).clip(0) + RATIO_FLOOR for change_pg in (made.change_pg, network_pg))
