@@ -92,7 +92,9 @@ def trained(path, config, model, cells=None):
     screen = read_screen(path, settings)
     with tempfile.TemporaryDirectory() as home:
         place = RunPlace(Path(home) / "run", resume=False, force=False)
-        response = Response(run_training("cradle", BUILDERS["cradle"], prepare_screen(screen, settings), settings, place, stages=screen_stages))
+        response = Response(
+            run_training("cradle", BUILDERS["cradle"], prepare_screen(screen, settings), settings, place, stages=screen_stages)
+        )
         return screen, response
 
 

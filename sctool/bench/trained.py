@@ -12,11 +12,17 @@ from sctool.bench.evaluation import Evaluation
 from sctool.bench.perturbation import compare
 from sctool.bench.perturbation_choice import Choice
 from sctool.bench.perturbed import Truth, with_test_controls
+from sctool.data.minibatch import CellStore
+from sctool.data.prepare import Prepared
 from sctool.data.screen import Screen
 from sctool.engine.perturb import Response
+from sctool.metrics.perturbation import iwelbo
+from sctool.models.cradle import NETWORKS
 
 SCORES = ("change_r", "change_r_top20", "change_error", "specific_r", "discrimination_l2", "discrimination_cosine")
 """Which the manifest keeps."""
+PARTICLES, MOST_CELLS = 25, 2000
+"""Of the likelihood of held-out cells."""
 
 
 def compare_trained(response: Response, screen: Screen, say: Callable[[str], None]) -> Evaluation | None:
@@ -42,6 +48,18 @@ def compare_trained(response: Response, screen: Screen, say: Callable[[str], Non
     wanted = list(truth.perturbations)
     changes = dict(zip(wanted, response.changes(wanted).change_pg, strict=True))
     return compare(truth, response.means, {response.kind: changes}, say=say)
+
+
+def test_likelihood(response: Response, prepared: Prepared, screen: Screen) -> dict[str, float]:
+    """Predictive log-likelihood of held-out cells under a network (IWELBO, nats per cell), and its Monte-Carlo error; of 2,000 at most."""
+    if response.kind not in NETWORKS:
+        return {}
+    rows = np.random.default_rng(0).permutation(prepared.rows("test"))[:MOST_CELLS]
+    if not len(rows):
+        return {}
+    store = CellStore(prepared.matrix, prepared.codes, prepared.obs.index, prepared.columns, totals=prepared.totals)
+    value, error = iwelbo(response.log_weights(store, np.sort(rows), screen.name_n[np.sort(rows)], PARTICLES))
+    return {"test_iwelbo": value, "test_iwelbo_error": error}
 
 
 def comparison(made: Evaluation | None, chosen: Choice | None) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:

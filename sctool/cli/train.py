@@ -187,7 +187,7 @@ def train_on_screen(session: Session, path: Path) -> None:
         session.result({"model": str(made.path), **made.manifest["metrics"]}, [], [str(made.path)])
         return
     from sctool.bench.perturbation_choice import choose_model
-    from sctool.bench.trained import compare_trained, comparison
+    from sctool.bench.trained import compare_trained, comparison, test_likelihood
     from sctool.data.perturbation import prepare_screen
     from sctool.data.screen import read_screen
     from sctool.engine.perturb import Response, screen_stages
@@ -199,14 +199,16 @@ def train_on_screen(session: Session, path: Path) -> None:
     if config.cradle.model == "auto":
         chosen = choose_model(screen, config, place.folder, session.say)
         config = config.replaced({"cradle.model": chosen.winner})
-    made = run_prepared(session, "cradle", prepare_screen(screen, config), config, place, screen_stages)
+    prepared = prepare_screen(screen, config)
+    made = run_prepared(session, "cradle", prepared, config, place, screen_stages)
     response = Response(made)
     evaluation = compare_trained(response, screen, session.say)
     contents, tables = comparison(evaluation, chosen)
+    contents["metrics"] = {**made.manifest["metrics"], **test_likelihood(response, prepared, screen)}
     made = amend(made, contents, {**tables, **response.latent_tables()})
     shown = [] if evaluation is None else [evaluation_table(evaluation, SCREEN_SHOWN)]
     lines = [] if evaluation is None else [*evaluation.verdict(), *evaluation.notes]
-    session.result({"model": str(made.path), **made.manifest["metrics"], **contents}, shown, [*lines, str(made.path)])
+    session.result({"model": str(made.path), **contents["metrics"], **contents}, shown, [*lines, str(made.path)])
 
 
 def _train(session: Session, model: str, data: o.Data) -> None:

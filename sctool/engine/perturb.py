@@ -15,9 +15,11 @@ from torch import Tensor
 
 from sctool.artifacts.model_folder import ModelFolder
 from sctool.config import Config
+from sctool.data.minibatch import CellStore
 from sctool.data.perturbation_names import CONTROL, targets_of
 from sctool.data.read import near
 from sctool.data.screen import Screen
+from sctool.engine.device import own_randomness
 from sctool.engine.query import load_module
 from sctool.engine.run import Setting, Stage, one_stage
 from sctool.errors import SctoolError
@@ -27,6 +29,7 @@ from sctool.models.perturbation.predictors import PREDICTORS
 from sctool.models.perturbation.shrunken import Effects
 from sctool.models.registry import BUILDERS
 
+CHUNK = 1024
 RATIO_FLOOR, MOST_RATIO = 0.01, 10.0
 """Of the factors that make cells agree with the predicted mean: added to both means, and the largest factor."""
 Profiles = NDArray[np.float64]
@@ -147,6 +150,31 @@ class Response:
             for name in wanted
         ]
         return torch.stack(made).double().numpy()
+
+    @torch.inference_mode()
+    def log_weights(self, store: CellStore, rows: NDArray[np.int64], name_n: NDArray[Any], particles: int) -> NDArray[np.float64]:
+        """Log importance weights of some cells, particles x cells: one draw of masks, effects and artifacts for each particle.
+
+        Parameters
+        ----------
+        store
+            Of the screen the network was trained on, with its codes.
+        name_n
+            Canonical perturbations of the rows, seen in training or not.
+        """
+        module: CradleVAE = self.module
+        names, code_n = np.unique(name_n.astype(str), return_inverse=True)
+        out = np.empty((particles, len(rows)))
+        with own_randomness(store.device):
+            torch.manual_seed(self.folder.manifest["seed"])
+            for weight_n in out:
+                effect_tl, artifact_ql, _ = module.draw()
+                effect_pl = torch.stack([self.effect(effect_tl, name) for name in names])
+                for at in range(0, len(rows), CHUNK):
+                    part = slice(at, at + CHUNK)
+                    own = module.log_weights(store.batch(rows[part]), effect_pl, torch.from_numpy(code_n[part]), artifact_ql)
+                    weight_n[part] = own.double().numpy()
+        return out
 
     @torch.inference_mode()
     def latent_tables(self) -> dict[str, pd.DataFrame]:

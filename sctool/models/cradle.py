@@ -260,11 +260,6 @@ class CradleVAE(MeanChanges):
         """
         first = self.encoder.first
         weight_hg, centre_g = first.linear.weight[:, : -2 * self.config.n_latent], self.log_mean_g / self.log_sd_g
-        import os
-
-        if self.training and os.environ.get("DROP") == "cell":
-            h_nh = nn.functional.linear(nn.functional.dropout(x_ng - centre_g, self.config.dropout), weight_hg, first.linear.bias)
-            return h_nh + first.offset(batch_n) if len(first.offsets) else h_nh
         if self.training and self.config.dropout:
             weight_hg = weight_hg * nn.functional.dropout(torch.ones_like(centre_g), self.config.dropout)
         h_nh = nn.functional.linear(x_ng, weight_hg, first.linear.bias - weight_hg @ centre_g)
@@ -301,6 +296,25 @@ class CradleVAE(MeanChanges):
             counterfactual = self._counterfactual(batch, x_nh, u_nl, artifact_ql)
         embedding_nl = (mean_nl + u_nl).detach()
         return -likelihood_n.mean(), normal_kl(mean_nl, variance_nl).mean(), kl_global, counterfactual, embedding_nl
+
+    @torch.no_grad()
+    def log_weights(self, batch: Minibatch, effect_pl: Tensor, perturbation_n: Tensor, artifact_ql: Tensor) -> Tensor:
+        """``log p(x | z, u, a) + log p(z) - log q(z | x, u, a)`` for one draw of ``z`` of each cell, shape (cells,).
+
+        Parameters
+        ----------
+        effect_pl, perturbation_n
+            Effects, and which of them each cell has.
+        artifact_ql
+            Effects of the criteria that the codes ``flags`` stand for.
+        """
+        codes = batch.codes
+        u_nl, a_nl = effect_pl[perturbation_n], (self.flags_kq @ artifact_ql)[codes["flags"]]
+        mean_nl, variance_nl = self.encode(self.project(self.standardised(batch), codes["batch"]), u_nl, a_nl)
+        noise_nl = torch.randn_like(variance_nl)
+        z_nl = mean_nl + variance_nl.sqrt() * noise_nl
+        ratio_n = 0.5 * (noise_nl.square() + variance_nl.log() - z_nl.square()).sum(1)
+        return nb_log_likelihood(self.logits(z_nl, u_nl, a_nl, codes["batch"]), self.log_theta, batch) + ratio_n
 
     def class_weights(self, flags_n: Tensor) -> Tensor:
         """Weights by quality whose mean over the training cells is 1, clipped to 0.5 to 5; shape (cells,)."""
