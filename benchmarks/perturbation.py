@@ -1,15 +1,16 @@
 """Predicted changes of perturbations by networks and by simple predictors, on held-out perturbations or cells, over folds and seeds.
 
-    python benchmarks/perturbation.py SCREEN.h5ad PERTURBATION_KEY CONTROL SCENARIO [--models cradle sams] [--seeds 5] [--set K=V] [--out T.csv]
+    python benchmarks/perturbation.py SCREEN.h5ad PERTURBATION_KEY CONTROL SCENARIO [--models cradle sams] [--seeds 5] [--set K=V]
 
-SCENARIO: ``doubles`` (all combinations held out), ``doubles-both`` (those whose targets are all perturbed alone), ``doubles-folds`` (5 folds
-over combinations), ``singles-folds`` (5 folds over single targets), ``cells`` (20 % of the cells of each perturbation), ``group:COLUMN``
-(each value of a column of obs in turn). Half of the control cells are held out, so that truth and prediction never share a control.
+SCENARIO: ``doubles`` (all combinations held out), ``doubles-both`` (those whose targets are all perturbed alone), ``doubles-folds``
+(5 folds over combinations), ``singles-folds`` (5 folds over single targets), ``cells`` (20 % of the cells of each perturbation),
+``group:COLUMN`` (each value of a column of obs in turn). Half of the control cells are held out, so that truth and prediction never share
+a control.
 
-How to read it: means over perturbations, folds and seeds, then the standard deviation over seeds. ``change_r`` is the correlation over genes
-of predicted and true change (undefined counts as 0), ``top20`` the same on the genes that change most, ``error`` the squared error as a
-share of that of no change, ``specific`` the correlation after the mean perturbed profile is taken off. ``split half`` predicts one half of
-the held-out cells from the other; ``oracle`` corrects that for the size of the halves: what a perfect prediction would score.
+How to read it: means over perturbations, folds and seeds, then the standard deviation over seeds. ``r`` is the correlation over genes of
+predicted and true change (undefined counts as 0), ``r_top20`` the same on the genes that change most, ``error`` the squared error as a
+share of that of no change, ``specific_r`` the correlation after the mean perturbed profile is taken off. ``alone`` is the network without
+the model of means. ``split half`` predicts one half of the held-out cells from the other; ``oracle`` is what the true mean would score.
 """
 
 import argparse

@@ -1,15 +1,15 @@
-"""A simulated screen with planted effects and planted artifacts: are effects freed of what failing cells have in common?
+"""Effects and artifacts planted in a simulated screen: how well effects are freed of what failing cells have in common.
 
     python benchmarks/perturbation_artifacts.py [--perturbations 100] [--cells 15000] [--genes 1000] [--seeds 3]
 
 A perturbation moves genes along one or two of eight programmes (six in ten do, the others do nothing) and has 45 to 1,300 cells. A failing
-cell has half the counts and a shift of a fifth of the genes, the same in every failing cell; 15 % of control cells fail and 15 to 45 % (30 % in
-all) of perturbed ones, so that pooling all cells takes the artifact for an effect. Flags are given, right for 95 % of the cells.
+cell has half the counts and a shift of a fifth of the genes, the same in every failing cell; 15 % of control cells fail and 15 to 45 %
+(30 % in all) of perturbed ones, so that pooling all cells takes the artifact for an effect. Flags are right for 95 % of the cells.
 
-How to read it: against the true change of mean log expression of passing cells, ``r`` and the squared error as a share of the true change's,
-over perturbations that have an effect; ``null`` is the mean size of the change predicted for those that have none, as a share of the mean
-true size. ``restored`` is how much nearer failing cells come to what they would have been had they passed (1: all the way), by the network's
-counterfactual. Each row is a mean over seeds, with its standard deviation.
+How to read it: against the true change of mean log expression of passing cells, ``r`` and the squared error as a share of the true
+change's, over perturbations that have an effect; ``null`` is the mean size of the change predicted for those that have none, as a share of
+the mean true size. ``restored`` is how much nearer failing cells come to what they would have been had they passed (1: all the way), by
+the network's counterfactual. Each row is a mean over seeds, with its standard deviation.
 """
 
 import argparse
@@ -92,10 +92,8 @@ def trained(path, config, model, cells=None):
     screen = read_screen(path, settings)
     with tempfile.TemporaryDirectory() as home:
         place = RunPlace(Path(home) / "run", resume=False, force=False)
-        response = Response(
-            run_training("cradle", BUILDERS["cradle"], prepare_screen(screen, settings), settings, place, stages=screen_stages)
-        )
-        return screen, response
+        prepared = prepare_screen(screen, settings)
+        return screen, Response(run_training("cradle", BUILDERS["cradle"], prepared, settings, place, stages=screen_stages))
 
 
 def main():

@@ -227,8 +227,9 @@ def _canonical(names: Any, config: Config) -> list[str]:
 def _cells(path: Path, config: Config, say: Callable[[str], None]) -> Predicted:
     """Predicted cells and their means; counts are log-normalised."""
     file, wanted = H5ad(path), config.cradle.perturbation_key
-    key = wanted if wanted in file.obs else "perturbation"
-    names = np.array(_canonical(file.column(key if key in file.obs else wanted or key, "--perturbation-key"), config))
+    key = wanted if wanted is not None and wanted in file.obs else "perturbation"
+    column = file.column(key if key in file.obs else wanted or key, "--perturbation-key")
+    names: NDArray[Any] = np.array(_canonical(column, config), str)
     if "X" not in file.shapes or not file.var.index.is_unique:
         raise SctoolError(
             f"{path.name} has {'no X' if 'X' not in file.shapes else 'repeated genes'}", "write log expression, each gene once"

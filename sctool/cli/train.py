@@ -226,10 +226,11 @@ def train_model(session: Session, model: str, path: Path) -> ModelFolder:
     if place.finished:
         return finished_run(session, model, place)
     prepared = _prepare(session, model, path)
-    stages = None
     if model == "integrate":
-        from sctool.engine.integrate import integration_stages as stages
-    return run_prepared(session, model, prepared, session.config, place, stages)
+        from sctool.engine.integrate import integration_stages
+
+        return run_prepared(session, model, prepared, session.config, place, integration_stages)
+    return run_prepared(session, model, prepared, session.config, place)
 
 
 def run_place(session: Session, model: str, path: Path) -> RunPlace:

@@ -89,10 +89,10 @@ def prepare_screen(screen: Screen, config: Config) -> Prepared:
         initial={
             "design_pt": design(names, targets).astype(np.float32),
             "flags_kq": flags_kq.astype(np.float32),
-            "n_cells": np.float32(len(train)),
-            "failed": np.float32(screen.fail_n[train].mean()),
+            "n_cells": np.array(len(train), np.float32),
+            "failed": np.array(screen.fail_n[train].mean(), np.float32),
             "usual_q": screen.failed.to_numpy(np.float32)[train].sum(0) / max(1, screen.fail_n[train].sum()),
-            "target_sum": np.float32(screen.target_sum),
+            "target_sum": np.array(screen.target_sum, np.float32),
             **_summary(screen, columns, codes["perturbation"], len(names), train, pools),
         },
     )
@@ -196,7 +196,8 @@ def opposite_pools(
     members: dict[tuple[int, int, bool], Rows] = {}
     for batches in (batch_n, np.full(len(name_n), ANY)):
         keys = pd.DataFrame({"name": name_n[rows], "batch": batches[rows], "fail": fail_n[rows]})
-        members |= {tuple(key): rows[at] for key, at in keys.groupby(list(keys)).indices.items()}  # type: ignore[misc]
+        groups: dict[Any, Any] = keys.groupby(list(keys)).indices
+        members |= {tuple(key): rows[at] for key, at in groups.items()}
     used: dict[tuple[int, int, bool], int] = {}
     for (name, batch, fail), own in members.items():
         if batch == ANY:

@@ -56,7 +56,7 @@ class Screen:
     @property
     def fail_n(self) -> NDArray[np.bool_]:
         """Cells that failed any criterion."""
-        return self.failed.to_numpy(bool).any(1)
+        return np.asarray(self.failed.to_numpy(bool).any(1))
 
     @property
     def genes(self) -> tuple[str, ...]:
@@ -189,7 +189,7 @@ def _quality(
         return none, {"key": "none"}, []
     if settings.qc_key != "auto":
         failed = pd.DataFrame({settings.qc_key: given_flags(obs, settings.qc_key)}, index=obs.index)
-        return failed, {"key": settings.qc_key}, share_notes(failed.to_numpy().any(1), None, name_n)
+        return failed, {"key": settings.qc_key}, share_notes(np.asarray(failed.to_numpy(bool).any(1)), None, name_n)
     symbols = gene_symbols(var)
     values = measure(counts, symbols, obs)
     batch_n = obs[config.data.batch_key].astype(str).to_numpy() if settings.qc_by_batch and config.data.batch_key else None

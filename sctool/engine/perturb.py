@@ -81,9 +81,9 @@ class Response:
         self.genes: list[str] = folder.manifest["genes"]["name"]
         arrays = [getattr(self.module, name).double().numpy() for name in ("mean_pg", "variance_pg", "cells_p")]
         (control_g, *_), (variance_g, *_), (cells, *_) = arrays
-        self.means = Means(
-            tuple(_symbols(folder)), tuple(self.perturbations[1:]), *(array[1:] for array in arrays), control_g, variance_g, float(cells)
-        )
+        mean_pg, variance_pg, cells_p = (array[1:] for array in arrays)
+        symbols, names = tuple(_symbols(folder)), tuple(self.perturbations[1:])
+        self.means = Means(symbols, names, mean_pg, variance_pg, cells_p, control_g, variance_g, float(cells))
 
     def columns_of(self, screen: Screen) -> NDArray[np.int64]:
         """Where the genes of the model are in the screen it was trained on."""

@@ -14,13 +14,14 @@ from sctool.artifacts.atomic import write_json
 from sctool.artifacts.cells import CHUNK_CELLS, Block, frame_of, write_cells
 from sctool.artifacts.result_folder import result_folder
 from sctool.config import Config
+from sctool.data.check_perturbation import perturbation_names
 from sctool.data.genes import GeneMatch, match_genes
 from sctool.data.matrix_kind import find_counts
 from sctool.data.minibatch import CellStore
 from sctool.data.perturbation_names import CONTROL
 from sctool.data.quality import Thresholds, flags, gene_symbols, given_flags, measure
 from sctool.data.read import H5ad
-from sctool.data.screen import cell_sizes, perturbation_names
+from sctool.data.screen import cell_sizes
 from sctool.data.vocabulary import Vocabulary
 from sctool.engine.device import in_chunks
 from sctool.engine.perturb import Cells, Response

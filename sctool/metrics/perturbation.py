@@ -95,9 +95,9 @@ def top_jaccard(true_pg: Rows, predicted_pg: Rows, k: int = 20) -> Floats:
 def _shared(a_pg: Rows, b_pg: Rows, k: int) -> Floats:
     """How many columns are among the ``k`` largest of both; where one does not vary, what chance gives."""
     inside = []
-    for score_pg in (a_pg, b_pg):
-        mask_pg = np.zeros(np.shape(score_pg), bool)
-        columns = np.argpartition(-np.asarray(score_pg), min(k, mask_pg.shape[1]) - 1, axis=1)[:, :k]
+    for score_pg in map(np.asarray, (a_pg, b_pg)):
+        mask_pg = np.zeros_like(score_pg, dtype=bool)
+        columns = np.argpartition(-score_pg, min(k, score_pg.shape[1]) - 1, axis=1)[:, :k]
         np.put_along_axis(mask_pg, columns, True, 1)
         inside.append(mask_pg)
     genes = np.shape(a_pg)[1]

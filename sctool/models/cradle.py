@@ -6,13 +6,16 @@
 
 - ``t`` counts targets (genes that are perturbed), so the effects of a combination add up; ``l`` is the total of the cell, ``s`` its batch.
 - ``mode: concat`` decodes ``[z; u; a]``, as published, instead of the sum.
-- ``q(M)`` is Bernoulli, drawn straight through a relaxed one; ``q(E)`` and ``q(A)`` are normal, or, with ``guide: correlated``, ``q(E)`` comes
-  from a network of the drawn mask. ``q(z | x, u, a)`` sees the expression, the effect and the artifact.
-- Loss per cell: - w log p(x | z, u, a) + anneal * (KL_z + (KL_M + KL_E + KL_A) / N) + b * KL(q(z | x', u, a') || q(z | x, u, a')), where ``x'``
-  is the mean profile of cells of the same perturbation and the opposite quality and ``a'`` the flipped artifact. All divergences are in
-  closed form. The published objective drops cells that passed where a batch has no failing one, lets the last term grow with the batch and
-  takes its profiles from unrelated cells.
-- Without artifacts it is SAMS-VAE (``sams``); without masks, CPA-VAE (``cpa``); with plain parameters for effects, a conditional VAE (``cvae``).
+- ``q(M)`` is Bernoulli, drawn straight through a relaxed one; ``q(E)`` and ``q(A)`` are normal, or, with ``guide: correlated``, ``q(E)``
+  comes from a network of the drawn mask. ``q(z | x, u, a)`` sees the expression, the effect and the artifact.
+- Loss per cell: - w log p(x | z, u, a) + anneal * (KL_z + (KL_M + KL_E + KL_A) / N) + b * KL(q(z | x', u, a') || q(z | x, u, a')), where
+  ``x'`` is the mean profile of cells of the same perturbation and the opposite quality and ``a'`` the flipped artifact. All divergences
+  are in closed form. The published objective drops cells that passed where a batch has no failing one, lets the last term grow with the
+  batch and takes its profiles from unrelated cells.
+- The encoder does not see a random half of the genes of a minibatch, so that it cannot tell the perturbation by its strongest genes and
+  leaves that to ``u``. The last gene is all that is not modelled: ``l`` is the total over all genes of the experiment.
+- Without artifacts it is SAMS-VAE (``sams``); without masks, CPA-VAE (``cpa``); with plain parameters for effects, a conditional VAE
+  (``cvae``).
 """
 
 from __future__ import annotations

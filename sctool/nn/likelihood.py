@@ -140,7 +140,7 @@ SMALL_MEAN, SMALL_COUNTS, NODES = 8.0, 64, 32
 
 
 def expected_log1p(mean_ng: Tensor, theta_g: Tensor, scale_n1: Tensor) -> Tensor:
-    """``E[log(1 + scale * x)]`` for ``x ~ NB(mean, theta)``, shape (cells, genes): the mean of log expression, which is no function of the mean.
+    """``E[log(1 + scale * x)]`` for ``x ~ NB(mean, theta)``, shape (cells, genes): the mean of log expression, not the log of the mean.
 
     Small means are summed over counts, large ones are averaged over quantiles of the Gamma mixture of Poissons.
 

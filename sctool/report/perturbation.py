@@ -100,11 +100,10 @@ def _limit(axis: Any, table: pd.DataFrame, names: list[str]) -> None:
     scored = table[table["arm"] != "baseline"]
     edge = min(max(1.15 * float(np.nanmax(np.r_[scored["mean"], scored["high"]])), 1.8), 2.5)
     axis.set_xlim(0, edge)
+    mean: dict[Any, float] = table["mean"].astype(float).to_dict()
     for at, name in enumerate(names):
-        if name in table.index and table.loc[name, "mean"] > edge:
-            axis.annotate(
-                f"{table.loc[name, 'mean']:.3g} \u2192", (edge, at), fontsize=7, ha="right", xytext=(-2, 3), textcoords="offset points"
-            )
+        if mean.get(name, 0.0) > edge:
+            axis.annotate(f"{mean[name]:.3g} \u2192", (edge, at), fontsize=7, ha="right", xytext=(-2, 3), textcoords="offset points")
 
 
 def effect_curves(path: Path, formats: list[str], sizes: pd.DataFrame, sums: pd.DataFrame) -> list[Path]:

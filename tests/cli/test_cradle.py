@@ -317,7 +317,9 @@ def test_control_cells_of_another_file(predict, screen, tmp_path):
     query[:, screen.var_names].copy().write_h5ad(tmp_path / "query.h5ad")
     again = ad.read_h5ad(predict("query.h5ad", "--perturbations", "KLF1", "--cells", "5", name="ordered") / "predictions.h5ad")
     assert list(again.var_names) == list(made.var_names)
-    np.testing.assert_allclose(sp.csr_matrix(again.layers["expected"]).toarray(), sp.csr_matrix(made.layers["expected"]).toarray(), rtol=1e-4)
+    np.testing.assert_allclose(
+        sp.csr_matrix(again.layers["expected"]).toarray(), sp.csr_matrix(made.layers["expected"]).toarray(), rtol=1e-4
+    )
 
 
 def test_a_mistyped_column_of_a_query_is_an_error(sctool, home, screen_file, tmp_path):

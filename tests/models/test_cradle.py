@@ -161,6 +161,22 @@ def test_importance_weights_and_bound_are_the_published_ones(mode):
     assert iwelbo((ours_jn + log_ratio_jn).numpy())[0] == pytest.approx(float(case["fix.iwelbo"].mean()), abs=2e-3)
 
 
+@torch.no_grad()
+def test_importance_weights_of_a_draw(monkeypatch):
+    """The same from the model's own method, with the published draw of ``z`` put in for its own."""
+    net, case = published("concat")
+    net.flags_kq.copy_(torch.tensor([[0.0], [1.0]]))
+    batch = batch_of(case["X"], flags=case["qc"][:, 0])
+    x_ng = standardised(net, case["X"])
+    monkeypatch.setattr(net, "standardised", lambda batch: x_ng)
+    u_jnl, _, _, _ = parts_of(case, "fix.")
+    for j in range(2):
+        noise_nl = (case["fix.z_basal"][j] - case["fix.q_z_mean"][j]) / case["fix.q_z_sd"][j]
+        monkeypatch.setattr(torch, "randn_like", lambda tensor, noise_nl=noise_nl: noise_nl)
+        made_n = net.log_weights(batch, u_jnl[j], torch.arange(9), case["fix.qc_E"][j])
+        torch.testing.assert_close(made_n, case["fix.logw"][j], atol=5e-3, rtol=1e-4)
+
+
 def published_penalty(mean, sd, other_mean, other_sd):
     """Their counterfactual term, elementwise: no divergence, for the difference of means is not divided by the other variance."""
     ratio = (sd / other_sd) ** 2
@@ -188,7 +204,9 @@ def test_the_published_loss_term_by_term(mode, run):
         return (used_nt * torch.where(counts_t > 0, 1 / counts_t, 0)) @ log_ratio.sum(2).T
 
     prior = torch.tensor(net.config.mask_prior)
-    mask = plated(Bernoulli(prior).log_prob(mask_jtl) - Bernoulli(logits=net.mask_logits_tl).log_prob(mask_jtl), design_nt, case["D_counts"])
+    mask = plated(
+        Bernoulli(prior).log_prob(mask_jtl) - Bernoulli(logits=net.mask_logits_tl).log_prob(mask_jtl), design_nt, case["D_counts"]
+    )
     scale = net.config.embedding_scale
     own = Normal(*effect_posterior(net, mask_jtl)).log_prob(effect_jtl)
     effect = plated(Normal(0.0, scale).log_prob(effect_jtl) - own, design_nt, case["D_counts"])
@@ -229,7 +247,9 @@ def test_artifacts_are_free_normals_which_their_network_of_a_constant_amounts_to
             for kind in ("weight", "bias")
         }
     )
-    head.load_state_dict({f"{name}.{kind}": case[f"guide.qc_encoder.{name}_encoder.{kind}"] for name in head for kind in ("weight", "bias")})
+    head.load_state_dict(
+        {f"{name}.{kind}": case[f"guide.qc_encoder.{name}_encoder.{kind}"] for name in head for kind in ("weight", "bias")}
+    )
     with torch.no_grad():
         h_qh = body(case["guide.qc_encoder_input"])
         mean_ql, sd_ql = head["mean"](h_qh), (head["log_var"](h_qh).exp() + 1e-4).sqrt()
@@ -516,7 +536,9 @@ def cells(n=20, seed=0, **codes):
     rng = np.random.default_rng(seed)
     x = rng.poisson(rng.gamma(1.0, 3.0, (1, 12)), (n, 12))
     x[:, 0] += 1
-    return batch_of(x, **{"perturbation": rng.integers(0, 4, n), "flags": rng.integers(0, 4, n), "opposite": rng.integers(0, 2, n), **codes})
+    return batch_of(
+        x, **{"perturbation": rng.integers(0, 4, n), "flags": rng.integers(0, 4, n), "opposite": rng.integers(0, 2, n), **codes}
+    )
 
 
 def test_plates_share_a_target_out_over_its_cells():
@@ -756,7 +778,9 @@ def test_base_cells_are_remembered_and_perturbed():
 
 def screen_file(path, x_ng, names, **columns):
     obs = pd.DataFrame({"perturbation": names, **columns}, index=[f"c{at}" for at in range(len(names))])
-    cells = ad.AnnData(sp.csr_matrix(np.asarray(x_ng, np.float32)), obs=obs, var=pd.DataFrame(index=[f"g{at}" for at in range(x_ng.shape[1])]))
+    cells = ad.AnnData(
+        sp.csr_matrix(np.asarray(x_ng, np.float32)), obs=obs, var=pd.DataFrame(index=[f"g{at}" for at in range(x_ng.shape[1])])
+    )
     cells.write_h5ad(path)
     return path
 

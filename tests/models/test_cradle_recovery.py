@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
-from scipy.optimize import linear_sum_assignment
 
 from sctool.artifacts.model_folder import open_model
 from sctool.cli.main import main
@@ -60,7 +59,9 @@ class Made:
         """Of mean log expression, without noise."""
         z_nl = torch.randn(2000, self.u_pl.shape[1], generator=torch.Generator().manual_seed(9))
         theta_g, scale_n1 = torch.full((len(self.base_g),), THETA), torch.full((2000, 1), 1e4 / DEPTH)
-        mean_pg = torch.stack([expected_log1p(DEPTH * self.shares(z_nl + torch.as_tensor(u)), theta_g, scale_n1).mean(0) for u in self.u_pl])
+        mean_pg = torch.stack(
+            [expected_log1p(DEPTH * self.shares(z_nl + torch.as_tensor(u)), theta_g, scale_n1).mean(0) for u in self.u_pl]
+        )
         return (mean_pg[1:] - mean_pg[0]).numpy()
 
 
@@ -68,7 +69,15 @@ def fitted(made, epochs, lr, **config):
     """The network on those cells; its changes of mean log expression, and the chance of each mask."""
     targets, n = len(made.mask_tl), len(made.code_n)
     settings = CradleConfig(
-        **{"model": "sams", "mode": "sum", "guide": "mean_field", "counterfactual_weight": 0.0, "n_hidden": 64, "embedding_scale": 5.0, **config}
+        **{
+            "model": "sams",
+            "mode": "sum",
+            "guide": "mean_field",
+            "counterfactual_weight": 0.0,
+            "n_hidden": 64,
+            "embedding_scale": 5.0,
+            **config,
+        }
     )
     control_n = made.code_n == 0
     codes = dict.fromkeys(("batch", "flags", "opposite"), np.zeros(n, int))
@@ -96,19 +105,12 @@ def fitted(made, epochs, lr, **config):
     return (mean_pg[1:] - mean_pg[0]).numpy(), net.mask_logits_tl.detach().sigmoid().numpy()
 
 
-def mask_f1(true_tl, found_tl):
-    """Of the best matching of latent dimensions."""
-    both_ll = true_tl.T.astype(float) @ found_tl.astype(float)
-    rows, columns = linear_sum_assignment(-both_ll)
-    return 2 * both_ll[rows, columns].sum() / (true_tl.sum() + found_tl.sum())
-
-
 def test_effects_of_its_own_cells_come_back():
-    made = Made(targets=8, latent=6, genes=60, cells=100, share=0.25)
-    change_pg, mask_tl = fitted(made, epochs=40, lr=0.01, n_latent=6, mask_prior=0.25)
+    made = Made(targets=6, latent=4, genes=40, cells=150, share=0.25)
+    change_pg, mask_tl = fitted(made, epochs=80, lr=0.02, n_latent=4, n_hidden=32, mask_prior=0.25)
     true_pg = made.true_changes()
     assert np.corrcoef(change_pg.ravel(), true_pg.ravel())[0, 1] > 0.95
-    assert np.square(change_pg - true_pg).sum() < 0.25 * np.square(true_pg).sum()
+    assert np.square(change_pg - true_pg).sum() < 0.15 * np.square(true_pg).sum()
     assert mask_tl.min() < 0.25 < mask_tl.max()  # masks have left the prior
 
 
@@ -118,8 +120,8 @@ def test_effects_of_twenty_targets_come_back():
     change_pg, mask_tl = fitted(made, epochs=40, lr=0.01, n_latent=15, mask_prior=2 / 15)
     true_pg = made.true_changes()
     assert np.corrcoef(change_pg.ravel(), true_pg.ravel())[0, 1] > 0.95
-    shuffled = np.random.default_rng(0).permuted(made.mask_tl, axis=1)
-    assert mask_f1(made.mask_tl, mask_tl > 0.5) > mask_f1(shuffled, mask_tl > 0.5)
+    assert np.square(change_pg - true_pg).sum() < 0.15 * np.square(true_pg).sum()
+    assert mask_tl.min() < 2 / 15 < mask_tl.max()
 
 
 # a screen with artifacts
@@ -189,12 +191,12 @@ def artifacts(tmp_path_factory):
 def test_a_share_of_the_cells_failed(artifacts):
     _, cells, _, _ = artifacts
     assert 0.2 < cells.obs["bad"].mean() < 0.35
-    by_name = cells.obs.groupby("perturbation")["bad"].mean()
+    by_name = cells.obs.groupby("perturbation", observed=True)["bad"].mean()
     assert by_name["control"] < 0.15 < 0.25 < by_name.drop("control").mean()
 
 
 def test_cells_that_failed_come_back_to_those_that_passed(artifacts, sctool, tmp_path):
-    """As if they had passed, their mean is more than half the way to that of passing cells of their perturbation, and as far from others'."""
+    """As if they had passed, their mean is more than half the way to that of passing cells of their perturbation."""
     here, cells, _, _ = artifacts
     ran = sctool("predict", "cradle", here / "checkpoints" / "cradle" / "cradle", here / "screen.h5ad", "--counterfactual", "--quiet")
     assert ran.code == 0, ran.err
@@ -207,23 +209,26 @@ def test_cells_that_failed_come_back_to_those_that_passed(artifacts, sctool, tmp
     left = []
     for name in set(name_n):
         own = name_n == name
-        if (own & bad).sum() < 5:
+        if (own & bad).sum() < 25:  # of fewer, the mean is mostly noise
             continue
         passing_g, observed_g, mended_g = (
             np.log1p(1e4 * np.asarray(share_ng[kind])[own & which].mean(0))
             for kind, which in (("observed", ~bad), ("observed", bad), ("mended", bad))
         )
         left.append(np.linalg.norm(mended_g - passing_g) / np.linalg.norm(observed_g - passing_g))
-    assert len(left) > 8
-    assert np.mean(left) < 0.5
-    assert np.max(left) < 0.7
+    assert len(left) == 1 + TARGETS
+    assert np.mean(left) < 0.4
+    assert np.max(left) < 0.5
 
 
 def test_the_effect_of_a_cell_does_not_depend_on_its_quality(artifacts):
     here, _, _, _ = artifacts
     net = Response(open_model(here / "checkpoints" / "cradle" / "cradle", "cradle")).module
     x_ng = np.random.default_rng(0).poisson(5, (4, GENES + 1))
-    codes = {key: np.zeros(4, int) for key in ("batch", "opposite", "base")} | {"perturbation": np.array([1, 1, 3, 3]), "flags": np.arange(4) % 2}
+    codes = {key: np.zeros(4, int) for key in ("batch", "opposite", "base")} | {
+        "perturbation": np.array([1, 1, 3, 3]),
+        "flags": np.arange(4) % 2,
+    }
     z_nl, u_nl = net.latents(CellStore(sp.csr_matrix(x_ng[[0, 0, 2, 2]].astype(np.float32)), codes, range(4)).batch(np.arange(4)))
     torch.testing.assert_close(u_nl[0], u_nl[1])
     torch.testing.assert_close(u_nl[2], u_nl[3])
@@ -243,8 +248,8 @@ def error(change, truth):
 
 
 def network(folder, names):
-    changes, _ = Response(open_model(folder, "cradle")).network_changes(names)
-    return pd.DataFrame(changes, index=names)
+    """What the network says without the measured means."""
+    return pd.DataFrame(Response(open_model(folder, "cradle")).network_changes(names), index=names)
 
 
 def test_effects_are_nearer_to_the_truth_with_artifacts_known(artifacts, sctool, tmp_path):
@@ -256,7 +261,8 @@ def test_effects_are_nearer_to_the_truth_with_artifacts_known(artifacts, sctool,
     assert error(said["cradle"], truth) < 0.8 * error(said["sams"], truth)
     alone = {model: network(folder, names) for model, folder in folders.items()}
     assert error(alone["cradle"], truth) < 0.8 * error(alone["sams"], truth)
-    by_artifact = {model: np.abs(alone[model].to_numpy().mean(0) - np.mean([truth[name] for name in names], 0))[:SHIFTED].mean() for model in alone}
+    usual_g = np.mean([truth[name] for name in names], 0)
+    by_artifact = {model: np.abs(made.to_numpy().mean(0) - usual_g)[:SHIFTED].mean() for model, made in alone.items()}
     assert by_artifact["cradle"] < 0.7 * by_artifact["sams"]
 
 
@@ -271,10 +277,9 @@ def test_combinations_held_out_are_the_sum_of_their_targets(artifacts, sctool, t
         assert np.corrcoef(made_pg.ravel(), true_pg.ravel())[0, 1] > 0.85
     # Against a change as large as no change: additivity says most of it.
     assert error(change.loc[held], truth) < 0.35
-    module = Response(open_model(folder, "cradle")).module
     response = Response(open_model(folder, "cradle"))
     with torch.no_grad():
-        effect_tl = module.draw(sample=False)[0]
+        effect_tl = response.module.draw(sample=False)[0]
         for name in held:
             parts = [response.effect(effect_tl, target) for target in name.split("+")]
             torch.testing.assert_close(response.effect(effect_tl, name), parts[0] + parts[1])
