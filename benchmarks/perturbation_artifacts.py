@@ -116,8 +116,8 @@ def main():
             screen, cradle = trained(path, config, "cradle")
             made["CRADLE-VAE"] = cradle.changes(list(names)).change_pg
             made["its network alone"] = cradle.network_changes(list(names))
-            made["SAMS-VAE, all cells"] = trained(path, config, "sams")[1].changes(list(names)).change_pg
-            made["its network alone "] = trained(path, config, "sams")[1].network_changes(list(names))
+            sams = trained(path, config, "sams")[1]
+            made["SAMS-VAE, all cells"], made["that network alone"] = sams.changes(list(names)).change_pg, sams.network_changes(list(names))
             made["SAMS-VAE, passing cells"] = trained(path, config, "sams", "qc=pass")[1].changes(list(names)).change_pg
             everything = Means.of(screen.log_expression(np.arange(len(cells))), screen.name_n, np.arange(len(cells)), screen.genes)
             made["means of all cells"] = predictor("train_mean")(everything, list(names))

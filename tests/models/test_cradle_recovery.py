@@ -1,6 +1,7 @@
 """CRADLE-VAE on cells whose truth is known: effects, artifacts and combinations come back out."""
 
 import contextlib
+import itertools
 import sys
 
 import anndata as ad
@@ -40,9 +41,7 @@ class Made:
             self.mask_tl[t, rng.integers(latent)] = True
         self.u_pl = np.vstack([np.zeros(latent), self.mask_tl * rng.normal(5, 0.5, self.mask_tl.shape)]).astype(np.float32)
         sizes = [latent, 50, 50, genes]
-        self.weights = [
-            torch.nn.init.orthogonal_(torch.empty(out, of), generator=generator) for of, out in zip(sizes[:-1], sizes[1:], strict=True)
-        ]
+        self.weights = [torch.nn.init.orthogonal_(torch.empty(out, of), generator=generator) for of, out in itertools.pairwise(sizes)]
         self.base_g = torch.as_tensor(rng.normal(size=genes), dtype=torch.float32)
         self.code_n = np.repeat(np.arange(targets + 1), cells)
         z_nl = rng.normal(size=(len(self.code_n), latent)).astype(np.float32)
@@ -107,7 +106,7 @@ def fitted(made, epochs, lr, **config):
 
 def test_effects_of_its_own_cells_come_back():
     made = Made(targets=6, latent=4, genes=40, cells=150, share=0.25)
-    change_pg, mask_tl = fitted(made, epochs=80, lr=0.02, n_latent=4, n_hidden=32, mask_prior=0.25)
+    change_pg, mask_tl = fitted(made, epochs=45, lr=0.02, n_latent=4, n_hidden=32, mask_prior=0.25)
     true_pg = made.true_changes()
     assert np.corrcoef(change_pg.ravel(), true_pg.ravel())[0, 1] > 0.95
     assert np.square(change_pg - true_pg).sum() < 0.15 * np.square(true_pg).sum()
@@ -169,7 +168,7 @@ def artifact_screen(seed=0):
 
 
 KEYS = ("--perturbation-key", "perturbation", "--control", "control", "--split", "part", "--n-top-genes", "0", "--quiet")
-FIT = ("--epochs", "40", "--n-hidden", "32", "--n-latent", "8", "--lr", "0.005", "--patience", "0")
+FIT = ("--epochs", "20", "--n-hidden", "32", "--n-latent", "8", "--lr", "0.01", "--patience", "0")
 
 
 @pytest.fixture(scope="module")
@@ -258,12 +257,11 @@ def test_effects_are_nearer_to_the_truth_with_artifacts_known(artifacts, sctool,
     names = [f"T{t}" for t in range(TARGETS)]
     folders = {model: here / "checkpoints" / "cradle" / model for model in ("cradle", "sams")}
     said = {model: predicted(sctool, folder, names, tmp_path) for model, folder in folders.items()}
-    assert error(said["cradle"], truth) < 0.8 * error(said["sams"], truth)
-    alone = {model: network(folder, names) for model, folder in folders.items()}
-    assert error(alone["cradle"], truth) < 0.8 * error(alone["sams"], truth)
-    usual_g = np.mean([truth[name] for name in names], 0)
-    by_artifact = {model: np.abs(made.to_numpy().mean(0) - usual_g)[:SHIFTED].mean() for model, made in alone.items()}
-    assert by_artifact["cradle"] < 0.7 * by_artifact["sams"]
+    assert error(said["cradle"], truth) < 0.7 * error(said["sams"], truth)
+    true_pg = np.stack([truth[name] for name in said["sams"].index])
+    bias = {model: np.abs((made.to_numpy() - true_pg).mean(0)) for model, made in said.items()}
+    assert bias["cradle"][:SHIFTED].mean() < 0.3 * bias["sams"][:SHIFTED].mean()  # in the genes that the artifact shifts
+    assert bias["cradle"][SHIFTED:].mean() < 1.5 * bias["sams"][SHIFTED:].mean()  # and not at the expense of the others
 
 
 def test_combinations_held_out_are_the_sum_of_their_targets(artifacts, sctool, tmp_path):
@@ -272,11 +270,10 @@ def test_combinations_held_out_are_the_sum_of_their_targets(artifacts, sctool, t
     singles = [f"T{t}" for t in range(TARGETS)]
     change = predicted(sctool, folder, [*singles, *held], tmp_path)
     alone = network(folder, [*singles, *held])
-    for made in (change, alone):
-        made_pg, true_pg = made.loc[held].to_numpy(), np.stack([truth[name] for name in held])
-        assert np.corrcoef(made_pg.ravel(), true_pg.ravel())[0, 1] > 0.85
-    # Against a change as large as no change: additivity says most of it.
-    assert error(change.loc[held], truth) < 0.35
+    true_pg = np.stack([truth[name] for name in held])
+    for made, least in ((change, 0.88), (alone, 0.75)):
+        assert np.corrcoef(made.loc[held].to_numpy().ravel(), true_pg.ravel())[0, 1] > least
+    assert error(change.loc[held], truth) < 0.3
     response = Response(open_model(folder, "cradle"))
     with torch.no_grad():
         effect_tl = response.module.draw(sample=False)[0]
@@ -311,9 +308,10 @@ def test_a_target_that_was_not_perturbed_is_refused(artifacts, sctool):
     assert "fix:" in ran.err
 
 
+@pytest.mark.slow
 def test_adaptive_resampling_keeps_the_effects(artifacts, sctool, tmp_path):
     here, _, truth, _ = artifacts
-    words = (*KEYS, *FIT, "--epochs", "20", "--qc-key", "bad", "--ar", "--name", "ar")
+    words = (*KEYS, *FIT, "--epochs", "12", "--qc-key", "bad", "--ar", "--name", "ar")
     ran = sctool("train", "cradle", here / "screen.h5ad", *words)
     assert ran.code == 0, ran.err
     folder = tmp_path / "checkpoints" / "cradle" / "ar"
