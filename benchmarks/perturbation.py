@@ -25,6 +25,7 @@ import torch
 from sctool.artifacts.model_folder import RunPlace
 from sctool.bench.perturbation import compare
 from sctool.bench.perturbed import Truth
+from sctool.bench.trained import contestants
 from sctool.config import load_config
 from sctool.data import perturbation_splits as splits
 from sctool.data.perturbation import prepare_screen
@@ -108,22 +109,21 @@ def main():
 
 def scores(screen, config, models):
     """A row for each perturbation and method."""
-    changes = {}
+    made = []
     for model in models:
         settings = config.replaced({"cradle.model": model})
         with tempfile.TemporaryDirectory() as home:
             place = RunPlace(Path(home) / "run", resume=False, force=False)
             made = run_training("cradle", BUILDERS["cradle"], prepare_screen(screen, settings), settings, place, stages=screen_stages)
             response = Response(made)
-        if not changes:
+        if not made:
             test = np.flatnonzero(screen.split_n == "test")
             x_ng = screen.log_expression(test, response.columns_of(screen))
             truth = Truth.of(x_ng, screen.name_n[test], screen.split_n[test], response.means.genes)
             wanted = list(truth.perturbations)
-        changes[model] = dict(zip(wanted, response.changes(wanted).change_pg, strict=True))
-        if config.cradle.blend not in (0, 1):
-            changes[f"{model} alone"] = dict(zip(wanted, response.network_changes(wanted), strict=True))
-    made = compare(truth, response.means, changes)
+        for one in contestants(response, wanted):
+            made.append(replace(one, name=one.name.replace("network", model)))
+    made = compare(truth, response.means, made)
     each = made.tables["per_perturbation"]
     each = each[~each["few_cells"]]
     counted = [column for column in SHOWN if column.endswith("_r") or "_r_" in column or column == "cosine"]

@@ -16,7 +16,7 @@ from sctool.data.perturbation_names import CONTROL, targets_of
 from sctool.errors import SctoolError
 from sctool.metrics import perturbation as m
 from sctool.models.perturbation.means import Means
-from sctool.models.perturbation.predictors import PREDICTORS
+from sctool.models.perturbation.predictors import CONTROLS, PREDICTORS
 
 FLOOR, CEILING, ORACLE = "no_change", "split half", "oracle"
 HALVES = 5
@@ -36,6 +36,8 @@ class Contestant:
     run: str = ""
     cells: Mapping[str, Any] = field(default_factory=dict)
     """Predicted cells (log expression), by perturbation."""
+    control_g: NDArray[Any] | None = None
+    """The control that the changes are against, where it is not the mean of the training control cells."""
 
 
 @dataclass(frozen=True)
@@ -98,13 +100,14 @@ class Case:
         known = self._known(truth.perturbations)
         made = []
         for one in self.contestants:
-            table = score_changes(truth, one.changes, **known)
+            table = score_changes(truth, one.changes, **_against(one.control_g, known))
             if one.cells:
                 table = table.merge(score_cells(truth, one.cells), how="left", on="perturbation")
             made.append(table.assign(name=one.name, arm=one.arm, seed=one.seed, run=one.run))
         with_cells = any(one.cells for one in self.contestants)
         for name, changes in self.baseline_changes.items():
-            table = score_changes(truth, changes, **known)
+            own = CONTROLS[name](self.means[0][1]) if name in CONTROLS and len(self.means) == 1 else None
+            table = score_changes(truth, changes, **_against(own, known))
             if with_cells and self.control_ng is not None:
                 table = table.merge(score_cells(truth, Moved(self.control_ng, changes)), how="left", on="perturbation")
             made.append(table.assign(name=name, arm="baseline", seed=-1, run=""))
@@ -116,8 +119,8 @@ class Case:
             if with_cells:
                 halves = {name: given.cells(name) for name in names}
                 table = table.merge(score_cells(real.only(names), halves), how="left", on="perturbation")
-            own = truth.about.set_index("perturbation").loc[table["perturbation"]].reset_index()
-            table[own.columns] = own  # size and number of cells of the whole
+            whole = truth.about.set_index("perturbation").loc[table["perturbation"]].reset_index()
+            table[whole.columns] = whole  # size and number of cells
             made.append(table.assign(name=CEILING, arm="ceiling", seed=seed, run=""))
         made.append(oracle_scores(truth, known.get("shared_g")).assign(name=ORACLE, arm="ceiling", seed=-1, run=""))
         out = pd.concat(made, ignore_index=True).assign(split=self.label)
@@ -136,6 +139,10 @@ class Case:
             pair = [f(true_pg, predicted_pg, k) for k in (None, 20) for f in (m.ate_pearson, m.ate_r2)]
             rows.append({"name": name, "seed": seed, "run": run, "split": self.label, **dict(zip(POOLED, pair, strict=True))})
         return pd.DataFrame(rows, columns=["name", "seed", "run", "split", *POOLED])
+
+
+def _against(control_g: NDArray[Any] | None, known: dict[str, Any]) -> dict[str, Any]:
+    return known if control_g is None else {**known, "base_g": control_g}
 
 
 def folds_of_means(x_ng: Any, name_n: NDArray[Any], rows: NDArray[Any], genes: Sequence[str], scored: Sequence[str]) -> list[Any]:

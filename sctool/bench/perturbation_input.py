@@ -69,6 +69,10 @@ class Predicted:
         base: Any = 0.0 if self.is_change else table.loc[CONTROL].to_numpy(float) if CONTROL in table.index else control_g
         return {str(name): row.to_numpy(float) - base for name, row in table.drop(index=CONTROL, errors="ignore").iterrows()}
 
+    def control(self, genes: list[str]) -> NDArray[np.float64] | None:
+        """The file's own control."""
+        return None if self.is_change or CONTROL not in self.table.index else self.table.loc[CONTROL, genes].to_numpy(float)
+
 
 @dataclass(frozen=True)
 class Source:
@@ -289,7 +293,8 @@ def _case(sources: list[Source], label: str, say: Callable[[str], None]) -> Case
     for source in sources:
         predicted = source.predicted.judged(genes, control_g, source.path.name, say)
         changes, cells = predicted.changes(genes, control_g), predicted.cells_of(genes)
-        contestants.append(Contestant(source.label, changes, source.arm, source.seed, source.run, cells))
+        own_g = predicted.control(genes)
+        contestants.append(Contestant(source.label, changes, source.arm, source.seed, source.run, cells, own_g))
     return Case(truth, means, contestants, start_ng, label)
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from sctool.bench.evaluation import Evaluation
 from sctool.bench.perturbation import compare
+from sctool.bench.perturbation_case import Contestant
 from sctool.bench.perturbation_choice import Choice
 from sctool.bench.perturbed import Truth, with_test_controls
 from sctool.data.minibatch import CellStore
@@ -45,9 +46,16 @@ def compare_trained(response: Response, screen: Screen, say: Callable[[str], Non
         say(f"note: {note}")
     rows, columns = np.flatnonzero((split_n == "test") & ~screen.fail_n), response.columns_of(screen)
     truth = Truth.of(screen.log_expression(rows, columns), name_n[rows], split_n[rows], response.means.genes)
-    wanted = list(truth.perturbations)
-    changes = dict(zip(wanted, response.changes(wanted).change_pg, strict=True))
-    return compare(truth, response.means, {response.kind: changes}, say=say)
+    return compare(truth, response.means, contestants(response, list(truth.perturbations)), say=say)
+
+
+def contestants(response: Response, wanted: list[str]) -> list[Contestant]:
+    """What a model predicts, and what its network alone does."""
+    made = response.changes(wanted)
+    out = [Contestant(response.kind, dict(zip(wanted, made.change_pg, strict=True)), control_g=made.control_g)]
+    if response.kind in NETWORKS:
+        out.append(Contestant("network alone", dict(zip(wanted, response.network_changes(wanted), strict=True))))
+    return out
 
 
 def test_likelihood(response: Response, prepared: Prepared, screen: Screen) -> dict[str, float]:

@@ -163,6 +163,8 @@ def cradle(
     from sctool.engine.perturb import Response
 
     response = Response(folder)
+    if counterfactual or quality == "fail":
+        response.require_artifact()
     if counterfactual:
         _counterfactual(session, response, data, results)
         return
@@ -186,10 +188,9 @@ def cradle(
 def _counterfactual(session: Session, response: Response, data: Path | None, results: Path) -> None:
     from sctool.engine.screen_query import ScreenQuery, write_counterfactual
 
-    response.require_artifact()
     path = data or Path(response.folder.manifest["data"]["file"])
     query = ScreenQuery(response, path, session.config)
     session.say(str(query.match))
-    about = {"model": str(response.folder.path), "file": str(path.resolve()), "cells": "each as if it had passed quality control"}
+    about = {"model": str(response.folder.path), "file": str(path.resolve()), "meaning": "each cell as if it had passed quality control"}
     figures = write_counterfactual(query, results, about, force=session.force)
     session.result({"results": str(results), **figures}, [], [f"{figures['failed']:,} of {figures['cells']:,} cells failed", str(results)])

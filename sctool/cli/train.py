@@ -180,7 +180,9 @@ def train_on_screen(session: Session, path: Path) -> None:
     """Train on a screen, choosing the model first where asked to, and say how it fares on the cells held out."""
     session.limit_threads()
     from sctool.artifacts.model_folder import amend
+    from sctool.engine.perturb import Response, require_model, screen_stages
 
+    require_model(session.config.cradle.model)
     place = run_place(session, "cradle", path)
     if place.finished:
         made = finished_run(session, "cradle", place, but=("model",) if session.config.cradle.model == "auto" else ())
@@ -190,7 +192,6 @@ def train_on_screen(session: Session, path: Path) -> None:
     from sctool.bench.trained import compare_trained, comparison, test_likelihood
     from sctool.data.perturbation import prepare_screen
     from sctool.data.screen import read_screen
-    from sctool.engine.perturb import Response, screen_stages
 
     screen, config, chosen = read_screen(path, session.config), session.config, None
     quality = screen.quality.get("table", [])

@@ -138,6 +138,9 @@ def _split(name_n: NDArray[Any], obs: pd.DataFrame, settings: CradleConfig) -> I
     """Whether the split can be made."""
     try:
         fold = splits.parse_fold(settings.fold) if settings.fold else None
+        if fold and settings.split not in ("auto", "ood", "singles"):
+            remedy = "folds are of combinations or targets: give --split ood or singles"
+            raise SctoolError(f"--fold {settings.fold} with --split {settings.split}", remedy)
         if settings.split == "ood":
             if fold:
                 splits.split_perturbations(name_n, fold)

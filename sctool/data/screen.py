@@ -129,7 +129,12 @@ def split_screen(name_n: NDArray[Any], obs: pd.DataFrame, config: Config) -> NDA
             rows = np.random.default_rng([seed, 3]).permutation(np.flatnonzero(name_n == CONTROL))
             split_n[rows[: round(settings.control_share * len(rows))]] = "test"
         return split_n
-    match _kind(name_n, settings):
+    kind = _kind(name_n, settings)
+    if fold and kind not in ("ood", "singles"):
+        raise SctoolError(
+            f"--fold {settings.fold} with --split {kind}", "folds are of combinations or targets: give --split ood or singles"
+        )
+    match kind:
         case "none":
             return splits.split_cells(name_n, 0.0, validation, seed)
         case "cells":

@@ -109,24 +109,28 @@ class Response:
     def changes(self, wanted: Sequence[str]) -> Changes:
         """Changes of the mean.
 
-        A network's change counts by ``cradle.blend``; what it leaves of the measured means is shrunk by the model of means, and added. A
-        target that was never perturbed has the usual effect of the others, shrunk.
+        A perturbation of training cells: their mean, shrunk by the model of means, which no network has improved on. A new combination: the
+        network's change counts by ``cradle.blend``; what that leaves of the measured means is shrunk, and added. A target that was never
+        perturbed has the usual effect of the others, shrunk.
 
         Parameters
         ----------
         wanted
             Canonical names.
         """
-        left = self._left
+        shrunken = Effects.fit(self.means)
+        made_pg, sd_pg = shrunken.change(wanted), shrunken.deviation(wanted)
         if self.kind in PREDICTORS and self.kind != "shrunken":
-            return Changes(self.means.control_g, PREDICTORS[self.kind][0](self.means, wanted), left.deviation(wanted))
-        change_pg = left.change(wanted)
-        if self._blend:
-            change_pg += self._blend * self.network_changes(wanted)
-            usual_g, known = self.module.network_pg[1:].double().mean(0).numpy(), set(self.targets)
-            unseen_p = np.array([sum(target not in known for target in targets_of(name)) for name in wanted])
-            change_pg += self._blend * left.weight * unseen_p[:, None] * usual_g
-        return Changes(left.control_g, change_pg, left.deviation(wanted))
+            return Changes(self.means.control_g, PREDICTORS[self.kind][0](self.means, wanted), sd_pg)
+        known = set(self.targets)
+        new = [at for at, name in enumerate(wanted) if name not in self.perturbations and known & set(targets_of(name))]
+        if self._blend and new:
+            names, left = [wanted[at] for at in new], self._left
+            unseen_p = np.array([sum(target not in known for target in targets_of(name)) for name in names])
+            usual_g = left.weight * self.module.network_pg[1:].double().mean(0).numpy()
+            made_pg[new] = left.change(names) + self._blend * (self.network_changes(names) + unseen_p[:, None] * usual_g)
+            sd_pg[new] = left.deviation(names)
+        return Changes(shrunken.control_g, made_pg, sd_pg)
 
     @property
     def _blend(self) -> float:
@@ -248,6 +252,13 @@ class Response:
         """Sum of the effects of the targets of a perturbation; one that is not known has none. Shape (latent,)."""
         at = [self.targets.index(target) for target in targets_of(name) if target in self.targets]
         return effect_tl[at].sum(0)
+
+
+def require_model(name: str) -> None:
+    """Refuse a name that is no model's (``cradle.model``)."""
+    known = [*NETWORKS, "auto", *PREDICTORS]
+    if name not in known:
+        raise SctoolError(f"there is no model {name!r} (--model); there are: {', '.join(known)}", near(name, known))
 
 
 def screen_stages(setting: Setting) -> Iterator[Stage]:

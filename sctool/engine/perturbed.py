@@ -20,6 +20,7 @@ from sctool.errors import SctoolError
 from sctool.models.cradle import NETWORKS
 
 NOTE = "prediction.json"
+LONGEST_PATH = 255
 
 
 def write_perturbed(
@@ -143,8 +144,8 @@ def wanted_perturbations(response: Response, given: str | None) -> list[str]:
         if not names:
             raise SctoolError(f"{response.folder.name} held no cells out", "say what to predict: --perturbations A,A+B")
         return names
-    path = Path(given)
-    texts = path.read_text().splitlines() if path.is_file() else given.split(",")
+    is_file = len(given) < LONGEST_PATH and Path(given).is_file()
+    texts = Path(given).read_text().splitlines() if is_file else given.split(",")
     settings = response.config.cradle
     names = [canonical(text, settings.control or CONTROL, settings.delimiter) for text in texts if text.strip()]
     wanted = [name for name in dict.fromkeys(names) if name != CONTROL]

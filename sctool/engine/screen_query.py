@@ -51,6 +51,8 @@ class ScreenQuery:
         given = {key: value for key, value in config.cradle.model_dump().items() if key in ("perturbation_key", "control") and value}
         settings = trained.cradle.model_copy(update=given)
         there = bool(settings.preset) or settings.perturbation_key in file.obs
+        if "perturbation_key" in given and not there:
+            file.column(given["perturbation_key"], "--perturbation-key")  # raises
         self.name_n = perturbation_names(file.obs, settings) if there else np.full(file.n_cells, CONTROL, object)
         total_n = cell_sizes(counts, file.obs, settings.size_key)
         known = {key: Vocabulary(tuple(values)) for key, values in folder.manifest["vocabularies"].items()}
@@ -101,7 +103,7 @@ def write_counterfactual(query: ScreenQuery, results: Path, about: dict[str, Any
     response, n = query.response, len(query.obs)
     rows = np.arange(n)
     obs = query.obs.assign(perturbation=query.name_n, quality_observed=np.where(query.failed.any(1), "fail", "pass"), quality="pass")
-    said = {"model": str(response.folder.path), "X": f"log1p of expected counts per {response.target_sum:,.0f}", "cells": about["cells"]}
+    said = {"model": str(response.folder.path), "X": f"log1p of expected counts per {response.target_sum:,.0f}", "cells": about["meaning"]}
 
     def blocks() -> Iterator[Block]:
         for at in range(0, n, CHUNK_CELLS):

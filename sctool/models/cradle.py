@@ -83,7 +83,7 @@ def straight_through(logits: Tensor, temperature: float, uniform: Tensor | None 
     eps = torch.finfo(logits.dtype).eps
     r = (torch.rand_like(logits) if uniform is None else uniform).clamp(eps, 1 - eps)
     soft = ((r.logit() + logits) / temperature).sigmoid()
-    return soft.round().detach() + soft - soft.detach()
+    return soft.round().detach() + (soft - soft.detach())
 
 
 class MeanChanges(nn.Module):

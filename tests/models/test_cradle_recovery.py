@@ -106,7 +106,7 @@ def fitted(made, epochs, lr, **config):
 
 def test_effects_of_its_own_cells_come_back():
     made = Made(targets=6, latent=4, genes=40, cells=150, share=0.25)
-    change_pg, mask_tl = fitted(made, epochs=45, lr=0.02, n_latent=4, n_hidden=32, mask_prior=0.25)
+    change_pg, mask_tl = fitted(made, epochs=60, lr=0.02, n_latent=4, n_hidden=32, mask_prior=0.25)
     true_pg = made.true_changes()
     assert np.corrcoef(change_pg.ravel(), true_pg.ravel())[0, 1] > 0.95
     assert np.square(change_pg - true_pg).sum() < 0.15 * np.square(true_pg).sum()

@@ -21,7 +21,7 @@ def targets_of(perturbation: str) -> tuple[str, ...]:
     return () if perturbation in ("", CONTROL) else tuple(perturbation.split(DELIMITER))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Means:
     """What is known of a perturbation screen when single cells are forgotten.
 

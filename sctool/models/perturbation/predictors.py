@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from difflib import get_close_matches
 
 from sctool.errors import SctoolError
 from sctool.models.perturbation import baselines
 from sctool.models.perturbation.baselines import Predictor
-from sctool.models.perturbation.shrunken import shrunken
+from sctool.models.perturbation.means import Means
+from sctool.models.perturbation.shrunken import Array, Effects, shrunken
 
 RECOMMENDED = "shrunken"
 
@@ -23,6 +25,10 @@ PREDICTORS: dict[str, tuple[Predictor, str]] = {
     "lowrank": (baselines.lowrank, "training means or their sum, from the components above noise"),
     "shrunken": (shrunken, "hierarchical additive model of changes, noise and control (empirical Bayes)"),
 }
+
+
+CONTROLS: dict[str, Callable[[Means], Array]] = {"shrunken": lambda means: Effects.fit(means).control_g}
+"""The control of predictors that have one of their own, shape (genes,)."""
 
 
 def predictor(name: str) -> Predictor:

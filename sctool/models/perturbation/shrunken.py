@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,6 +108,7 @@ class Effects:
     weights: list[Array]
 
     @classmethod
+    @lru_cache(maxsize=4)  # its posterior is asked for in several ways
     def fit(cls, means: Means) -> Effects:
         """Learn from training means."""
         genes, targets = {gene: at for at, gene in enumerate(means.genes)}, means.targets
