@@ -109,22 +109,21 @@ def main():
 
 def scores(screen, config, models):
     """A row for each perturbation and method."""
-    made = []
+    predicted = []
     for model in models:
         settings = config.replaced({"cradle.model": model})
         with tempfile.TemporaryDirectory() as home:
             place = RunPlace(Path(home) / "run", resume=False, force=False)
             made = run_training("cradle", BUILDERS["cradle"], prepare_screen(screen, settings), settings, place, stages=screen_stages)
             response = Response(made)
-        if not made:
+        if not predicted:
             test = np.flatnonzero(screen.split_n == "test")
             x_ng = screen.log_expression(test, response.columns_of(screen))
             truth = Truth.of(x_ng, screen.name_n[test], screen.split_n[test], response.means.genes)
-            wanted = list(truth.perturbations)
-        for one in contestants(response, wanted):
-            made.append(replace(one, name=one.name.replace("network", model)))
-    made = compare(truth, response.means, made)
-    each = made.tables["per_perturbation"]
+        for one in contestants(response, list(truth.perturbations)):
+            predicted.append(replace(one, name=one.name.replace("network", model)))
+    scored = compare(truth, response.means, predicted)
+    each = scored.tables["per_perturbation"]
     each = each[~each["few_cells"]]
     counted = [column for column in SHOWN if column.endswith("_r") or "_r_" in column or column == "cosine"]
     return each.assign(**{column: each[column].fillna(0) for column in counted})[["name", "perturbation", *SHOWN]]

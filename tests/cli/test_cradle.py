@@ -221,8 +221,8 @@ def test_names_in_any_order_and_from_a_file(predict, tmp_path):
 
 def test_many_names_are_no_path(predict):
     """A list longer than a file name may be."""
-    names = [name for name in CHOSEN if name != "control"]
-    wanted = [*names, *(f"{a}+{b}" for a in names[:7] for b in names[:7] if a < b)]
+    names = [name for name in CHOSEN if name != "control" and "+" not in name]
+    wanted = [*names, *(f"{a}+{b}" for a in names for b in names if a < b)]
     text = ",".join(wanted)
     assert len(text) > 255
     made = predict("--perturbations", text, "--cells", "0")

@@ -9,7 +9,8 @@ from sctool.errors import SctoolError
 from sctool.models.perturbation import baselines
 from sctool.models.perturbation.baselines import Predictor
 from sctool.models.perturbation.means import Means
-from sctool.models.perturbation.shrunken import Array, Effects, shrunken
+from sctool.models.perturbation.mixture import Array
+from sctool.models.perturbation.shrunken import Effects, shrunken
 
 RECOMMENDED = "shrunken"
 
