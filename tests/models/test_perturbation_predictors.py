@@ -4,10 +4,11 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sctool.data.perturbation_names import targets_of
 from sctool.errors import SctoolError
 from sctool.metrics.response import pearson
 from sctool.models.perturbation import baselines
-from sctool.models.perturbation.means import Means, targets_of
+from sctool.models.perturbation.means import Means
 from sctool.models.perturbation.predictors import PREDICTORS, RECOMMENDED, predictor
 from sctool.models.perturbation.shrunken import Effects, posterior, shrunken
 from tests.conftest import VECTORS

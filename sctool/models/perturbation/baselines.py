@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sctool.models.perturbation.means import CONTROL, Means, targets_of
+from sctool.data.perturbation_names import CONTROL, targets_of
+from sctool.models.perturbation.means import Means
 
 Change = NDArray[np.float64]
 Predictor = Callable[[Means, Sequence[str]], Change]

@@ -10,15 +10,8 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from sctool.data.perturbation_names import CONTROL, design, targets_of
 from sctool.errors import SctoolError
-
-CONTROL = "control"
-DELIMITER = "+"
-
-
-def targets_of(perturbation: str) -> tuple[str, ...]:
-    """Genes of a perturbation: ``"A+B"`` gives A and B, ``"control"`` none."""
-    return () if perturbation in ("", CONTROL) else tuple(perturbation.split(DELIMITER))
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,13 +108,3 @@ class Means:
         """Which of :attr:`targets` each perturbation has, shape (P, T)."""
         return design(self.perturbations, self.targets)
 
-
-def design(perturbations: Sequence[str], targets: Sequence[str]) -> NDArray[np.bool_]:
-    """Which of the targets each perturbation has, shape (perturbations, targets)."""
-    column = {target: at for at, target in enumerate(targets)}
-    design_pt = np.zeros((len(perturbations), len(targets)), bool)
-    for row, name in enumerate(perturbations):
-        for target in targets_of(name):
-            if target in column:
-                design_pt[row, column[target]] = True
-    return design_pt

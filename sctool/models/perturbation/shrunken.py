@@ -32,7 +32,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from sctool.models.perturbation.means import Means, design, targets_of
+from sctool.data.perturbation_names import design, targets_of
+from sctool.models.perturbation.means import Means
 from sctool.models.perturbation.mixture import Array, Prior, responsibilities, spikes
 
 SCALES: Array = np.geomspace(1 / 64, 256, 8)
