@@ -40,6 +40,19 @@ class Ran:
     err: str
 
 
+def run_in(folder, *words):
+    """A command line with its own root of results, for what several tests share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["sctool", *map(str, words)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+    assert code == 0
+
+
 @pytest.fixture
 def sctool(tmp_path, monkeypatch, capsys):
     """Run a command line in an empty folder, in this process."""

@@ -1,8 +1,6 @@
 """CRADLE-VAE on cells whose truth is known: effects, artifacts and combinations come back out."""
 
-import contextlib
 import itertools
-import sys
 
 import anndata as ad
 import numpy as np
@@ -12,7 +10,6 @@ import scipy.sparse as sp
 import torch
 
 from sctool.artifacts.model_folder import open_model
-from sctool.cli.main import main
 from sctool.data.minibatch import CellStore
 from sctool.data.samplers import UniformSampler
 from sctool.engine.perturb import Response
@@ -20,6 +17,7 @@ from sctool.engine.trainer import Trainer
 from sctool.models.cradle import CradleVAE
 from sctool.nn.likelihood import expected_log1p
 from sctool.sections import CradleConfig, TrainConfig
+from tests.conftest import run_in
 
 DEPTH, THETA = 5000, 5.0
 
@@ -106,7 +104,7 @@ def fitted(made, epochs, lr, **config):
 
 def test_effects_of_its_own_cells_come_back():
     made = Made(targets=6, latent=4, genes=40, cells=150, share=0.25)
-    change_pg, mask_tl = fitted(made, epochs=60, lr=0.02, n_latent=4, n_hidden=32, mask_prior=0.25)
+    change_pg, mask_tl = fitted(made, epochs=45, lr=0.03, n_latent=4, n_hidden=32, mask_prior=0.25)
     true_pg = made.true_changes()
     assert np.corrcoef(change_pg.ravel(), true_pg.ravel())[0, 1] > 0.95
     assert np.square(change_pg - true_pg).sum() < 0.15 * np.square(true_pg).sum()
@@ -177,13 +175,8 @@ def artifacts(tmp_path_factory):
     cells, truth, held = artifact_screen()
     here = tmp_path_factory.mktemp("artifacts")
     cells.write_h5ad(here / "screen.h5ad")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(here)
-        for model in ("cradle", "sams"):
-            words = ("train", "cradle", "screen.h5ad", *KEYS, *FIT, "--model", model, "--qc-key", "bad", "--name", model)
-            patch.setattr(sys, "argv", ["sctool", *words])
-            with contextlib.suppress(SystemExit):
-                main()
+    for model in ("cradle", "sams"):
+        run_in(here, "train", "cradle", "screen.h5ad", *KEYS, *FIT, "--model", model, "--qc-key", "bad", "--name", model)
     return here, cells, truth, held
 
 

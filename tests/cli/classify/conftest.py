@@ -1,16 +1,14 @@
 """Cells, trained models and settings that the tests of classification share."""
 
-import sys
-
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from sctool.cli.main import main
 from sctool.data.demo import BATCHES
 from tests.cli.test_commands import files
+from tests.conftest import run_in
 
 KEYS = ("--label-key", "cell_type", "--batch-key", "batch")
 FAST = ("--no-plots", "--set", "classify.markers=50", "--threads", "1")
@@ -48,19 +46,6 @@ PREDICTIONS = [
 
 def no_run_json(folder):
     return {name: content for name, content in files(folder).items() if name != "run.json"}
-
-
-def run_in(folder, *words):
-    """A command line with its own root of results, for what several tests share."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", ["sctool", *map(str, words)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-    assert code == 0
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from tests.cli.classify.conftest import run_in
 from tests.cli.classify.test_inputs import FAST, L, assert_told, made, obs
 from tests.cli.test_inputs import (
     absent,
@@ -19,6 +18,7 @@ from tests.cli.test_inputs import (
     with_value,
     write,
 )
+from tests.conftest import run_in
 
 
 @pytest.fixture
