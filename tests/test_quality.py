@@ -254,7 +254,7 @@ def test_a_perturbation_that_fails_as_such_is_named(values):
     table = values.assign(mt=np.where(name == "KILLER", 40.0, values["mt"]))
     limits = q.fit_thresholds(table)
     notes = q.quality_notes(table, limits, q.flags(table, limits), name)
-    assert notes == ["cells of 1 perturbations mostly fail, which may be what these do and no artifact: KILLER 100% (by % mitochondrial)"]
+    assert notes == ["cells of 1 perturbation mostly fail, which may be what it does and no artifact: KILLER 100% (by % mitochondrial)"]
 
 
 @pytest.mark.parametrize(
@@ -284,6 +284,14 @@ def test_given_flags_that_are_none():
         q.given_flags(obs, "qc")
     with pytest.raises(SctoolError, match="1 of 3 cells have no value"):
         q.given_flags(obs, "gap")
+    mixed = pd.DataFrame({"qc": [True, True, 1, "maybe", 0.123456]}, dtype=object)
+    with pytest.raises(SctoolError, match=r"has: True \(3\), maybe \(1\), 0\.1235 \(1\)\n"):
+        q.given_flags(mixed, "qc")
+    for dtype in (np.float64, np.float32):
+        scores = pd.DataFrame({"score": np.repeat(np.arange(7) / 7 + 0.1, [9, 2, 3, 4, 5, 6, 1]).astype(dtype)})
+        for column in (scores, scores.astype("category")):
+            with pytest.raises(SctoolError, match=r"has: 0\.1 \(9\), 0\.8143 \(6\), .* 0\.5286 \(4\), \.\.\.; 7 values in all\n"):
+                q.given_flags(column, "score")
     with pytest.raises(SctoolError, match=r"no column 'qcc'.*\n.*did you mean 'qc'"):
         q.given_flags(obs, "qcc")
     assert q.share_notes(np.array([True, True, False])) == [

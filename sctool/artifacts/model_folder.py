@@ -43,8 +43,9 @@ class ModelFolder:
         return load_tensors(self.path / "model.safetensors")[0]
 
     def table(self, name: str) -> pd.DataFrame:
-        """One of its CSV tables, e.g. ``history`` or ``cells``."""
-        return pd.read_csv(self.path / f"{name}.csv", dtype={"cell": str})
+        """One of its CSV tables, e.g. ``history`` or ``cells``; in ``cells`` NA is a name, and only an empty field is missing."""
+        words: dict[str, Any] = {"keep_default_na": False, "na_values": [""]} if name == "cells" else {}
+        return pd.read_csv(self.path / f"{name}.csv", dtype={"cell": str, "perturbation": str}, **words)
 
     def trained_on(self, cells: Any) -> bool:
         """Whether these are the cells of the file of training, by name and order."""
@@ -55,8 +56,11 @@ class ModelFolder:
         if not self.trained_on(cells):
             raise SctoolError(f"{path} has other cells than when {self.path} was trained on it", "give the file of then, or train again")
 
-    def require_settings(self, sections: dict[str, dict[str, Any]]) -> None:
+    def require_settings(self, sections: dict[str, dict[str, Any]], seed: int | None = None) -> None:
         """Refuse to take a finished run for one with other settings, however alike their names."""
+        if seed is not None and self.manifest["seed"] != seed:
+            was = self.manifest["seed"]
+            raise SctoolError(f"{self.path} was trained with --seed {was}, not {seed}", "give another --name, or --force to train again")
         for section, values in strict(sections).items():
             for key, value in values.items():
                 old = self.manifest["config"].get(section, {}).get(key, value)

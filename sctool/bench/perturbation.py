@@ -108,7 +108,9 @@ def _about(cases: list[Case], each: pd.DataFrame, sums: pd.DataFrame, few: list[
     }
 
 
-def evaluate_perturbations(paths: list[Path], data: Path | None, config: Config, say: Callable[[str], None]) -> Evaluation:
+def evaluate_perturbations(
+    paths: list[Path], data: Path | None, config: Config, say: Callable[[str], None], given: Mapping[str, Any] | None = None
+) -> Evaluation:
     """Score predictions of perturbations.
 
     Parameters
@@ -119,5 +121,7 @@ def evaluate_perturbations(paths: list[Path], data: Path | None, config: Config,
         The file with the real cells and its columns; both known for result folders.
     say
         Told what is left out.
+    given
+        Settings, by dotted key, that win over those a run was trained with.
     """
-    return assemble(open_cases(paths, data, config, say), say)
+    return assemble(open_cases(paths, data, config, say, given), say)

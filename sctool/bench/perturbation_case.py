@@ -12,16 +12,50 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sctool.bench.perturbed import FEWEST_CELLS, Changes, Moved, Truth, oracle_scores, score_cells, score_changes
+from sctool.data.cache import take_rows
+from sctool.data.perturbation import FEWEST_PASSED
 from sctool.data.perturbation_names import CONTROL, targets_of
+from sctool.data.screen import SIZE_COLUMN, Screen, size_column
 from sctool.errors import SctoolError
 from sctool.metrics import perturbation as m
 from sctool.models.perturbation.means import Means
 from sctool.models.perturbation.predictors import CONTROLS, PREDICTORS
 
-FLOOR, CEILING, ORACLE = "no_change", "split half", "oracle"
+FLOOR, CEILING, ORACLE = m.FLOOR, m.CEILING, m.ORACLE
 HALVES = 5
 FOLDS = 10
 POOLED = ("ate_pearson", "ate_r2", "ate_pearson_top20", "ate_r2_top20")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Predicted cells before logarithms are taken."""
+
+    x_ng: Any
+    name_n: NDArray[Any]
+    genes: Sequence[str]
+    size_n: NDArray[np.float64] | None
+    """Over all genes of the experiment, where the file says so."""
+
+    def log_expression(self, screen: Screen, control: NDArray[np.int64], size_key: str) -> tuple[Any, str]:
+        """On the scale of the real cells, and how; ``control`` are rows of real control cells.
+
+        Without sizes over all genes, each cell has the share of counts in these genes that real control cells have.
+        """
+        if self.size_n is not None and size_column(screen.obs, size_key) is not None:
+            size_n, how = self.size_n, f"of obs[{SIZE_COLUMN!r}]"
+        else:
+            at = {gene: place for place, gene in enumerate(self.genes)}
+            real = np.array([place for place, gene in enumerate(screen.genes) if gene in at], np.int64)
+            own = np.array([at[screen.genes[place]] for place in real], np.int64)
+            panel_n = np.asarray(take_rows(screen.counts, control)[:, real].sum(1), np.float64).ravel()
+            share = float((panel_n / screen.size_n[control]).mean()) if len(control) else 1.0
+            size_n = np.asarray(self.x_ng[:, own].sum(1), np.float64).ravel() / max(share, 1e-12)
+            how = f"of which these genes have {share:.0%}, as in the real control cells"
+        scale_n = np.divide(screen.target_sum, size_n, out=np.zeros(len(size_n)), where=size_n > 0)
+        log_ng = self.x_ng.copy()
+        log_ng.data = np.log1p(log_ng.data * np.repeat(scale_n, np.diff(log_ng.indptr))).astype(np.float32)
+        return log_ng, how
 
 
 @dataclass(frozen=True)
@@ -143,6 +177,17 @@ class Case:
 
 def _against(control_g: NDArray[Any] | None, known: dict[str, Any]) -> dict[str, Any]:
     return known if control_g is None else {**known, "base_g": control_g}
+
+
+def learned_cells(name_n: NDArray[Any], split_n: NDArray[Any], keep_n: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Cells that means are of, as in training: known ones of the quality to keep; all known ones of a perturbation with too few of them."""
+    known = np.flatnonzero(np.isin(split_n, ("train", "validation")))
+    names, code_k = np.unique(np.asarray(name_n, str)[known], return_inverse=True)
+    kept_p, all_p = (np.bincount(codes, minlength=len(names)) for codes in (code_k[keep_n[known]], code_k))
+    few_p = kept_p < np.minimum(FEWEST_PASSED, all_p)
+    learned = np.zeros(len(split_n), bool)
+    learned[known] = keep_n[known] | few_p[code_k]
+    return learned
 
 
 def folds_of_means(x_ng: Any, name_n: NDArray[Any], rows: NDArray[Any], genes: Sequence[str], scored: Sequence[str]) -> list[Any]:

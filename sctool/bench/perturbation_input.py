@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from sctool.artifacts.atomic import read_json
 from sctool.artifacts.model_folder import ModelFolder, open_model
 from sctool.bench.entries import ARMS
-from sctool.bench.perturbation_case import FOLDS, Case, Contestant, folds_of_means
+from sctool.bench.perturbation_case import FOLDS, Case, Contestant, Counts, folds_of_means, learned_cells
 from sctool.bench.perturbed import Truth, with_test_controls
 from sctool.config import Config
-from sctool.data.expression import log_normalise
 from sctool.data.matrix_kind import matrix_kind
 from sctool.data.perturbation_names import CONTROL, canonical
+from sctool.data.perturbation_splits import split_column
 from sctool.data.read import H5ad
-from sctool.data.screen import Screen, read_screen
+from sctool.data.screen import SIZE_COLUMN, Screen, read_screen
 from sctool.errors import SctoolError
 from sctool.metrics.response import pearson
 from sctool.models.perturbation.means import Means
@@ -44,11 +44,21 @@ class Predicted:
     cells: Mapping[str, Any] = field(default_factory=dict)
     """Predicted cells, by perturbation."""
     cell_genes: tuple[str, ...] = ()
+    counts: Counts | None = None
+    """Where cells are counts: nothing is known of them before :meth:`normalised`."""
 
     @property
     def genes(self) -> set[str]:
         """Those that can be scored."""
         return set(self.table.columns) & set(self.cell_genes or self.table.columns)
+
+    def normalised(self, screen: Screen, control: NDArray[np.int64], size_key: str, name: str, say: Callable[[str], None]) -> Predicted:
+        """Counts on the scale of the real cells; ``control`` are rows of real control cells."""
+        if self.counts is None:
+            return self
+        log_ng, how = self.counts.log_expression(screen, control, size_key)
+        say(f"note: {name}: X holds counts, which are scaled to {screen.target_sum:,.0f} per cell ({how}) before logarithms are taken")
+        return _of_cells(log_ng, self.counts.name_n, self.cell_genes)
 
     def cells_of(self, genes: list[str]) -> dict[str, Any]:
         """Cells with these genes, in their order."""
@@ -107,12 +117,15 @@ class Source:
         )
 
 
-def open_cases(paths: list[Path], data: Path | None, config: Config, say: Callable[[str], None]) -> list[Case]:
+def open_cases(
+    paths: list[Path], data: Path | None, config: Config, say: Callable[[str], None], given: Mapping[str, Any] | None = None
+) -> list[Case]:
     """Predictions with the cells they are scored on; those with the same held-out cells together.
 
+    Of runs, the settings of training hold, but for those that are ``given``, by dotted key.
     Beside a run, files of other tools without ``data`` are scored on the cells that the run held out.
     """
-    runs = {path: open_source(path, data, config, say) for path in paths if path.is_dir()}
+    runs = {path: open_source(path, data, config, say, given=given) for path in paths if path.is_dir()}
     beside = next(iter(runs.values()), None) if data is None else None
     sources = _distinct([runs[path] if path in runs else open_source(path, data, config, say, beside) for path in paths])
     groups: dict[tuple[Any, ...], list[Source]] = {}
@@ -130,7 +143,14 @@ def _distinct(sources: list[Source]) -> list[Source]:
     return [replace(s, label=name if names.count(name) == 1 else str(s.path)) for s, name in zip(sources, names, strict=True)]
 
 
-def open_source(path: Path, data: Path | None, config: Config, say: Callable[[str], None], beside: Source | None = None) -> Source:
+def open_source(
+    path: Path,
+    data: Path | None,
+    config: Config,
+    say: Callable[[str], None],
+    beside: Source | None = None,
+    given: Mapping[str, Any] | None = None,
+) -> Source:
     """A result folder of ``predict cradle``; or cells (.h5ad) or a table of another tool, with the held-out cells of ``beside``."""
     if path.is_dir():
         note = path / "prediction.json"
@@ -143,7 +163,7 @@ def open_source(path: Path, data: Path | None, config: Config, say: Callable[[st
         trained, kind = Config.model_validate(folder.manifest["config"]), str(about.get("kind", "cradle"))
         arm = ARMS.get(about.get("sampler", "uniform"), "standard")
         label = kind if arm == "standard" else f"{kind} {arm}"
-        predicted = Predicted(_wide(path / "predictions.csv", pd.read_csv(path / "predictions.csv", index_col=0), trained), False)
+        predicted = Predicted(_wide(path / "predictions.csv", _read(path / "predictions.csv", index_col=0), trained), False)
         if (path / "predictions.h5ad").exists():
             made = _cells(path / "predictions.h5ad", trained, say)
             predicted = replace(predicted, cells=made.cells, cell_genes=made.cell_genes)
@@ -151,7 +171,8 @@ def open_source(path: Path, data: Path | None, config: Config, say: Callable[[st
         about_run: dict[str, Any] = {"target_sum": about.get("target_sum"), "folder": folder}
         about_run["quality"] = str(about.get("quality") or "pass") if flagged else "all"
         arm = arm if kind == "cradle" else label
-        return Source(path, label, arm, int(about["seed"]), folder.name, data or Path(about["file"]), trained, predicted, **about_run)
+        real, asked = data or Path(about["file"]), trained.replaced(dict(given or {}))
+        return Source(path, label, arm, int(about["seed"]), folder.name, real, asked, predicted, **about_run)
     name = path.name.removesuffix(".gz").rsplit(".", 1)[0]
     if beside is not None:
         predicted = read_predicted(path, beside.config, say)
@@ -179,7 +200,7 @@ def read_predicted(path: Path, config: Config, say: Callable[[str], None] = lamb
     if not path.name.endswith(TABLES):
         raise SctoolError(f"{path.name} is neither an .h5ad nor a table", f"give .h5ad, or one of {', '.join(TABLES)}")
     try:
-        table = pd.read_csv(path, sep="," if ".csv" in path.name else "\t")
+        table = _read(path, sep="," if ".csv" in path.name else "\t")
     except (ValueError, OSError, UnicodeDecodeError) as error:  # pandas' own errors are ValueErrors
         raise SctoolError(f"{path} cannot be read: {str(error).splitlines()[0]}", "write a table with a header") from None
     columns = {str(column).lower(): column for column in table.columns}
@@ -204,19 +225,26 @@ def read_predicted(path: Path, config: Config, say: Callable[[str], None] = lamb
     return Predicted(wide, not wide.loc[CONTROL].to_numpy().any())
 
 
+def _read(path: Path, **words: Any) -> pd.DataFrame:
+    """A table in which a word like NA is a name, and only an empty field is missing."""
+    return pd.read_csv(path, keep_default_na=False, na_values=[""], **words)
+
+
 def _wide(path: Path, table: pd.DataFrame, config: Config) -> pd.DataFrame:
     """Checked, with canonical names of perturbations."""
+    if table.index.isna().any():
+        raise SctoolError(f"{path.name} has a row without a perturbation", "name it, or leave the row out")
     names = _canonical(table.index, config)
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice:
         raise SctoolError(f"{path.name} has {twice[0]!r} more than once", "write one row for each perturbation")
     numbers = table.apply(pd.to_numeric, errors="coerce")
-    if numbers.isna().to_numpy().any():
-        row, column = np.argwhere(numbers.isna().to_numpy())[0]
-        raise SctoolError(
-            f"{path.name}: {table.index[row]}, {table.columns[column]} is {table.iloc[row, column]!r}, not a number",
-            "give every gene for every perturbation",
-        )
+    wrong = ~np.isfinite(numbers.to_numpy(float))
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        value: Any = table.iloc[row, column]
+        what = "is empty" if pd.isna(value) else f"is {str(value)!r}, not a number"
+        raise SctoolError(f"{path.name}: {table.index[row]}, {table.columns[column]} {what}", "give every gene for every perturbation")
     out = numbers.set_axis(names, axis=0).set_axis([str(column) for column in table.columns], axis=1)
     if not out.columns.is_unique:
         raise SctoolError(f"{path.name} has the gene {out.columns[out.columns.duplicated()][0]!r} twice", "write each gene once")
@@ -229,26 +257,34 @@ def _canonical(names: Any, config: Config) -> list[str]:
 
 
 def _cells(path: Path, config: Config, say: Callable[[str], None]) -> Predicted:
-    """Predicted cells and their means; counts are log-normalised."""
+    """Predicted cells and their means; of counts, when the real cells are known."""
     file, wanted = H5ad(path), config.cradle.perturbation_key
     key = wanted if wanted is not None and wanted in file.obs else "perturbation"
     column = file.column(key if key in file.obs else wanted or key, "--perturbation-key")
+    if column.isna().any():
+        raise SctoolError(f"{path.name}: {int(column.isna().sum())} cells have no perturbation in obs[{column.name!r}]", "fill it in")
     names: NDArray[Any] = np.array(_canonical(column, config), str)
     if "X" not in file.shapes or not file.var.index.is_unique:
         raise SctoolError(
             f"{path.name} has {'no X' if 'X' not in file.shapes else 'repeated genes'}", "write log expression, each gene once"
         )
-    x_ng = file.matrix()
+    x_ng, genes = file.matrix(), tuple(map(str, file.var.index))
     if not np.isfinite(x_ng.data).all():
         raise SctoolError(f"{path.name} has NaN or infinite values", "predict those cells again")
     if matrix_kind(x_ng[:2000]).is_counts:
-        target = config.data.target_sum or 1e4
-        say(f"{path.name}: X holds counts, which are scaled to {target:,.0f} per cell before logarithms are taken")
-        x_ng = log_normalise(x_ng, target)
-    by_name = {str(name): x_ng[names == name] for name in dict.fromkeys(names)}
+        size_n = pd.to_numeric(file.obs[SIZE_COLUMN].astype(object), errors="coerce").to_numpy(float) if SIZE_COLUMN in file.obs else None
+        if size_n is not None and not (size_n >= 0.99 * np.asarray(x_ng.sum(1)).ravel()).all():
+            raise SctoolError(f"{path.name}: obs[{SIZE_COLUMN!r}] is missing or below the counts of some cells", "mend it, or leave it out")
+        return Predicted(pd.DataFrame(columns=list(genes)), False, {}, genes, Counts(x_ng, names, genes, size_n))
+    return _of_cells(x_ng, names, genes)
+
+
+def _of_cells(x_ng: Any, name_n: NDArray[Any], genes: tuple[str, ...]) -> Predicted:
+    """Cells of log expression, and their means."""
+    by_name = {str(name): x_ng[name_n == name] for name in dict.fromkeys(name_n)}
     means = {name: np.asarray(own.mean(0)).ravel() for name, own in by_name.items()}
-    table = pd.DataFrame.from_dict(means, orient="index", columns=[str(gene) for gene in file.var.index])
-    return Predicted(table, False, {name: own for name, own in by_name.items() if name != CONTROL}, tuple(table.columns))
+    table = pd.DataFrame.from_dict(means, orient="index", columns=list(genes))
+    return Predicted(table, False, {name: own for name, own in by_name.items() if name != CONTROL}, genes)
 
 
 def _case(sources: list[Source], label: str, say: Callable[[str], None]) -> Case:
@@ -260,6 +296,8 @@ def _case(sources: list[Source], label: str, say: Callable[[str], None]) -> Case
     screen = read_screen(first.data, first.config.replaced(settings))
     if first.target_sum is not None:
         screen = replace(screen, target_sum=first.target_sum)
+    for source in sources:
+        _not_transposed(source, screen)
     genes = [gene for gene in screen.genes if all(gene in source.predicted.genes for source in sources)]
     if len(genes) < FEWEST_GENES:
         raise SctoolError(
@@ -268,7 +306,9 @@ def _case(sources: list[Source], label: str, say: Callable[[str], None]) -> Case
     if len(genes) < len(screen.genes):
         say(f"note: scored on the {len(genes):,} of {len(screen.genes):,} genes that were predicted")
     split_n, keep_n = _split(first, screen, say)
-    split_n, changed = with_test_controls(screen.name_n, np.where(keep_n & (screen.size_n > 0), split_n, "unused"))
+    keep_n, split_n = keep_n & (screen.size_n > 0), np.where(screen.size_n > 0, split_n, "unused")
+    learned_n = learned_cells(screen.name_n, split_n, keep_n)
+    split_n, changed = with_test_controls(screen.name_n, np.where(keep_n, split_n, np.where(learned_n, "train", "unused")))
     if changed:
         say(f"note: {changed}")
     rows = np.flatnonzero(split_n != "unused")
@@ -289,9 +329,11 @@ def _case(sources: list[Source], label: str, say: Callable[[str], None]) -> Case
         say("note: no control cell is left to learn from, so there is no baseline but 'no change'")
     start_ng = x_ng[control] if len(control) else None
     control_g = np.asarray(start_ng.mean(0)).ravel() if start_ng is not None else truth.means.control_g
+    real_control = rows[control] if len(control) else rows[name_n == CONTROL]
     contestants = []
     for source in sources:
-        predicted = source.predicted.judged(genes, control_g, source.path.name, say)
+        scaled = source.predicted.normalised(screen, real_control, source.config.cradle.size_key, source.path.name, say)
+        predicted = scaled.judged(genes, control_g, source.path.name, say)
         changes, cells = predicted.changes(genes, control_g), predicted.cells_of(genes)
         own_g = predicted.control(genes)
         contestants.append(Contestant(source.label, changes, source.arm, source.seed, source.run, cells, own_g))
@@ -304,15 +346,14 @@ def _split(source: Source, screen: Screen, say: Callable[[str], None]) -> tuple[
         return _given_split(source, screen, say), _of_quality("pass", np.asarray(screen.fail_n), say)
     cells, names = source.folder.table("cells"), [str(name) for name in screen.obs.index]
     if source.folder.trained_on(names):
-        split_n, failed = cells["split"].to_numpy(str), cells.get("fail")
+        split_n, quality = cells["split"].to_numpy(str), cells["quality"]
     else:
         known = cells.drop_duplicates("cell").set_index("cell")
         split_n = known["split"].reindex(names).fillna("test").to_numpy(str)
-        failed = known["fail"].reindex(names) if "fail" in known else None
+        quality = known["quality"].reindex(names)
         others = int((~np.isin(names, known.index)).sum())
-        say(f"note: {screen.path.name} is not the file of training; its {others:,} other cells are all held out")
-    fail_n = np.zeros(len(names), bool) if failed is None else failed.fillna(False).astype(bool).to_numpy()
-    return split_n, _of_quality(source.quality, fail_n, say)
+        say(f"note: {screen.path.name} is not the file of training; its {others:,} other cells are all held out, whatever their quality")
+    return split_n, _of_quality(source.quality, (quality == "fail").to_numpy(bool), say)
 
 
 def _given_split(source: Source, screen: Screen, say: Callable[[str], None]) -> NDArray[Any]:
@@ -321,13 +362,18 @@ def _given_split(source: Source, screen: Screen, say: Callable[[str], None]) -> 
     if key in ("auto", "none", "ood", "cells", "singles"):
         say("note: no --split-key, so all perturbed cells are scored; a tool that was trained on some of them has an advantage")
         return np.where(screen.name_n == CONTROL, "train", "test").astype("<U10")
-    words = H5ad(screen.path).column(key, "--split-key").astype(str).str.strip().str.lower().to_numpy()
-    if not (words == "test").any():
-        there = ", ".join(dict.fromkeys(map(str, words[:1000])))
-        raise SctoolError(f"obs[{key!r}] has no cell with the value 'test'; it has: {there[:80]}", "use train, validation and test")
-    shorter = {"val": "validation", "valid": "validation", "training": "train"}
-    words = np.array([shorter.get(word, word) for word in words])
-    return np.where(np.isin(words, ("train", "validation", "test")), words, "unused").astype("<U10")
+    return split_column(H5ad(screen.path).column(key, "--split-key").to_frame(key), key)
+
+
+def _not_transposed(source: Source, screen: Screen) -> None:
+    """Refuse a table whose rows are the genes, and whose columns the perturbations, of the screen."""
+    table, known = source.predicted.table, set(screen.name_n)
+    if not len(table):
+        return
+    names = _canonical(table.columns, source.config)
+    as_rows, as_columns = (sum(name in known for name in some) / len(some) for some in (list(table.index), names))
+    if as_columns > max(as_rows, 0.5) and np.isin(table.index, screen.genes).mean() > 0.5:
+        raise SctoolError(f"{source.path.name} has genes as rows and perturbations as columns", "transpose it")
 
 
 def _of_quality(quality: str, fail_n: NDArray[np.bool_], say: Callable[[str], None]) -> NDArray[np.bool_]:

@@ -9,14 +9,16 @@ import numpy as np
 import pandas as pd
 
 from sctool.bench.evaluation import Evaluation
+from sctool.bench.held_out import held_out_truth
 from sctool.bench.perturbation import compare
 from sctool.bench.perturbation_case import Contestant
 from sctool.bench.perturbation_choice import Choice
-from sctool.bench.perturbed import Truth, with_test_controls
 from sctool.data.minibatch import CellStore
+from sctool.data.perturbation_names import CONTROL, targets_of
 from sctool.data.prepare import Prepared
 from sctool.data.screen import Screen
 from sctool.engine.perturb import Response
+from sctool.errors import SctoolError
 from sctool.metrics.perturbation import iwelbo
 from sctool.models.cradle import NETWORKS
 
@@ -38,15 +40,28 @@ def compare_trained(response: Response, screen: Screen, say: Callable[[str], Non
     say
         Told what is left out.
     """
-    name_n = screen.name_n.astype(str)
-    if not ((screen.split_n == "test") & (name_n != "control")).any():
+    if not ((screen.split_n == "test") & (screen.name_n != CONTROL)).any():
         return None
-    split_n, note = with_test_controls(name_n, screen.split_n)
-    if note:
-        say(f"note: {note}")
-    rows, columns = np.flatnonzero((split_n == "test") & ~screen.fail_n), response.columns_of(screen)
-    truth = Truth.of(screen.log_expression(rows, columns), name_n[rows], split_n[rows], response.means.genes)
-    return compare(truth, response.means, contestants(response, list(truth.perturbations)), say=say)
+    try:
+        truth = held_out_truth(response, screen)
+        return compare(truth, response.means, contestants(response, list(truth.perturbations)), say=say)
+    except SctoolError as error:  # the model is good; there is too little to score it on
+        say(f"note: not compared with simple predictions: {error.message}")
+        return None
+
+
+def limits(response: Response, screen: Screen) -> list[str]:
+    """What is held out that the training cells tell little of, and where a network is of no use."""
+    held, known = sorted(set(screen.name_n[screen.split_n == "test"]) - {CONTROL}), set(response.targets)
+    unseen = [name for name in held if set(targets_of(name)) - known]
+    new = [name for name in held if name not in response.perturbations and set(targets_of(name)) & known]
+    said = []
+    if unseen:
+        shown = ", ".join(unseen[:5]) + (", ..." if len(unseen) > 5 else "")
+        said.append(f"{len(unseen)} of {len(held)} held-out perturbations have targets never perturbed in training: {shown}")
+    if held and not new and response.kind in NETWORKS:
+        said.append("the network does not enter what is predicted here; --model shrunken gives the same at once")
+    return said
 
 
 def contestants(response: Response, wanted: list[str]) -> list[Contestant]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -186,12 +186,14 @@ def perturbation(
 
     The scores of one RUN are written beside its predictions, all else into results/perturbation/NAME/.
     """
-    session = Session(locals(), "cradle")
+    flags = dict(locals())
+    session = Session(flags, "cradle")
+    given = _given(session, flags, ("perturbation_key", "control", "delimiter", "counts_layer"))
     predictions, results, beside = _predictions_place(session, "perturbation", predictions)
     session.limit_threads()
     from sctool.bench.perturbation import SHOWN, evaluate_perturbations
 
-    made = evaluate_perturbations(predictions, data, session.config, session.say)
+    made = evaluate_perturbations(predictions, data, session.config, session.say, given)
     _finish(session, results, made, beside=beside, shown=tuple(column for column in SHOWN if column in made.columns))
 
 
@@ -250,8 +252,18 @@ def novelty(
     _finish(session, results, made, shown=made.columns)
 
 
+def _given(session: Session, flags: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """The settings among some that the command line itself gives, by dotted key."""
+    keys = {name: o.KEYS[name].replace("MODEL", "cradle") for name in names}
+    said = {word.partition("=")[0].strip() for word in flags.get("set_") or []}
+    tree = session.config.model_dump()
+    chosen = [key for name, key in keys.items() if flags.get(name) is not None or key in said]
+    return {key: tree[key.split(".")[0]][key.split(".")[1]] for key in chosen}
+
+
 def _predictions_place(session: Session, task: str, predictions: list[Path]) -> tuple[list[Path], Path, bool]:
     """The predictions among some paths, where their scores go, and whether that is beside those of the only run."""
+    from sctool.artifacts.atomic import read_json
     from sctool.artifacts.result_folder import check_free
 
     missing = [path for path in predictions if not path.exists()]
@@ -259,6 +271,9 @@ def _predictions_place(session: Session, task: str, predictions: list[Path]) -> 
         model = "cradle" if task == "perturbation" else task
         raise SctoolError(f"{missing[0]}: no such folder or file", f"give results/{model}/RUN, as `sctool predict {model}` writes it")
     predictions = [path for path in predictions if path.is_file() or (path / "prediction.json").exists()] or predictions[:1]
+    about = predictions[0] / "metrics.json"
+    if about.exists() and not (predictions[0] / "prediction.json").exists() and read_json(about).get("task") == "counterfactual":
+        raise SctoolError(f"{predictions[0]} holds counterfactual cells, which have no truth to score", "give a run of predictions")
     if len(predictions) == 1 and predictions[0].is_dir() and session.name is None:
         check_free(predictions[0] / "metrics.json", force=session.force)
         return predictions, predictions[0], True

@@ -69,6 +69,11 @@ RandomShare = Annotated[
 
 PerturbationKey = Annotated[str | None, typer.Option(help="obs column of perturbations: A, A+B, control.", rich_help_panel=_DATA)]
 Delimiter = Annotated[str | None, typer.Option(help="Between the targets of a combination. Default: +.", rich_help_panel=_DATA)]
+Preset = Annotated[str | None, typer.Option(help="norman, dixit, replogle or adamson.", rich_help_panel=_DATA)]
+Split = Annotated[str | None, typer.Option(help="ood, singles, cells, none or an obs column.", rich_help_panel=_DATA)]
+Fold = Annotated[str | None, typer.Option(metavar="I/K", help="With ood or singles: the fold held out.", rich_help_panel=_DATA)]
+ControlShare = Annotated[float | None, typer.Option("--control-share", help="Share of control cells held out.", rich_help_panel=_DATA)]
+QCKey = Annotated[str | None, typer.Option(help="auto, none, or an obs column of flags.", rich_help_panel=_DATA)]
 
 KEYS = {
     "out": "out",
@@ -110,6 +115,7 @@ KEYS = {
     "kind": "cradle.model",
     "split": "cradle.split",
     "fold": "cradle.fold",
+    "screen_control_share": "cradle.control_share",
     "qc_key": "cradle.qc_key",
     "qc_mad": "cradle.qc_mad",
     "mask_prior": "cradle.mask_prior",

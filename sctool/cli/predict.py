@@ -190,7 +190,8 @@ def _counterfactual(session: Session, response: Response, data: Path | None, res
 
     path = data or Path(response.folder.manifest["data"]["file"])
     query = ScreenQuery(response, path, session.config)
-    session.say(str(query.match))
+    for line in (str(query.match), *(f"note: {note}" for note in query.notes)):
+        session.say(line)
     about = {"model": str(response.folder.path), "file": str(path.resolve()), "meaning": "each cell as if it had passed quality control"}
     figures = write_counterfactual(query, results, about, force=session.force)
     session.result({"results": str(results), **figures}, [], [f"{figures['failed']:,} of {figures['cells']:,} cells failed", str(results)])

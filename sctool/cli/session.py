@@ -146,7 +146,10 @@ def evaluation_table(made: Evaluation, shown: tuple[str, ...] = ()) -> Table:
     """The mean scores of an evaluation; ``shown`` names the columns."""
     shown = shown or (made.columns[:4] if made.decide else made.columns[:2])
     arms = ["arm"] if set(made.summary["arm"]) - {"prediction", "baseline", "ceiling"} else []
-    rows = [[row["name"], *(row[a] for a in arms), *(f"{row[c]:.3f}" for c in shown)] for _, row in made.summary.iterrows()]
+    rows = [
+        [row["name"], *(row[a] for a in arms), *(f"{row[c]:.3f}" if row[c] == row[c] else "-" for c in shown)]
+        for _, row in made.summary.iterrows()
+    ]
     return score_table(made.task, ["name", *arms, *(_SHORT.get(c, c.replace("_", " ")) for c in shown)], rows)
 
 

@@ -189,7 +189,7 @@ def train_on_screen(session: Session, path: Path) -> None:
         session.result({"model": str(made.path), **made.manifest["metrics"]}, [], [str(made.path)])
         return
     from sctool.bench.perturbation_choice import choose_model
-    from sctool.bench.trained import compare_trained, comparison, test_likelihood
+    from sctool.bench.trained import compare_trained, comparison, limits, test_likelihood
     from sctool.data.perturbation import prepare_screen
     from sctool.data.screen import read_screen
 
@@ -198,11 +198,13 @@ def train_on_screen(session: Session, path: Path) -> None:
     if quality:
         session.show(score_table("quality control", ["criterion", "limit", "fail", "share"], quality))
     if config.cradle.model == "auto":
-        chosen = choose_model(screen, config, place.folder, session.say)
+        chosen = choose_model(screen, config, place, session.say)
         config = config.replaced({"cradle.model": chosen.winner})
     prepared = prepare_screen(screen, config)
     made = run_prepared(session, "cradle", prepared, config, place, screen_stages)
     response = Response(made)
+    for note in limits(response, screen):
+        session.say(f"note: {note}")
     evaluation = compare_trained(response, screen, session.say)
     contents, tables = comparison(evaluation, chosen)
     contents["metrics"] = {**made.manifest["metrics"], **test_likelihood(response, prepared, screen)}
@@ -254,7 +256,7 @@ def finished_run(session: Session, model: str, place: RunPlace, *, but: tuple[st
     sections = session.config.model_dump(include={"data", "train", "ar", "diffusion", model})
     for key in but:
         del sections[model][key]
-    made.require_settings(sections)
+    made.require_settings(sections, session.config.seed)
     return made
 
 

@@ -10,9 +10,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sctool.config import Config
-from sctool.data import perturbation_splits as splits
 from sctool.data.check import Checked, check_counts_file
-from sctool.data.perturbation_names import CONTROL, canonical, targets_of
+from sctool.data.perturbation_names import CONTROL, DELIMITER, canonical, pieces, targets_of
 from sctool.data.quality import check_criteria, gene_symbols, given_flags, share_notes
 from sctool.data.read import H5ad, near
 from sctool.errors import SctoolError
@@ -25,7 +24,7 @@ _CONTROL = re.compile(
     re.IGNORECASE,
 )
 """What control cells are called."""
-_OTHER_DELIMITERS = ("+", "__", "_", "|", ";", ",", "&", "/", ":", "-", " ")
+_OTHER_DELIMITERS = ("__", "_", "|", ";", ",", "&", "/", ":", "-", " ")
 
 
 def check_perturbation_file(file: H5ad, config: Config) -> Checked:
@@ -39,8 +38,9 @@ def check_perturbation_file(file: H5ad, config: Config) -> Checked:
     except SctoolError as error:
         checked.problems.append(error)
     else:
-        written = written or [*_one_kind(name_n, settings), *(() if config.data.hold_out else _split(name_n, file.obs, settings))]
+        written = written or [*_one_kind(name_n, settings), *(() if config.data.hold_out else _split(name_n, file.obs, config))]
         checked.notes += _sizes(name_n)
+        checked.notes += () if config.data.hold_out else _auto_split(name_n, settings)
         checked.notes += _measured(name_n, gene_symbols(checked.matrix.var if checked.matrix else file.var))
     checked.problems += written
     try:
@@ -58,7 +58,7 @@ def perturbation_names(obs: pd.DataFrame, settings: CradleConfig) -> NDArray[Any
     Raises
     ------
     SctoolError
-        If the column or the control is not given or not there, or a cell has no value.
+        If the column or the control is not given or not there, a cell has no value, or a value cannot be told from others.
     """
     if settings.preset:
         from sctool.data.presets import apply
@@ -79,14 +79,32 @@ def perturbation_names(obs: pd.DataFrame, settings: CradleConfig) -> NDArray[Any
     if settings.control is None:
         raise SctoolError("--control is missing", f"give the value of control cells; obs[{key!r}] has: {_counted(values, True)}")
     names = {value: canonical(value, settings.control, settings.delimiter) for value in values.index}
-    if CONTROL not in names.values() or not any(settings.control in (value, *_pieces(value, settings.delimiter)) for value in names):
+    if CONTROL not in names.values() or not any(settings.control in (value, *pieces(value, settings.delimiter)) for value in names):
         remedy = _nearest_control(settings.control, list(values.index))
         raise SctoolError(f"obs[{key!r}] has no {settings.control!r} (--control); it has: {_counted(values, True)}", remedy)
+    _require_distinct(values, settings)
     return text_n.map(names).to_numpy(object)
 
 
-def _pieces(text: str, delimiter: str) -> list[str]:
-    return [piece.strip() for piece in text.split(delimiter)]
+def _require_distinct(values: pd.Series, settings: CradleConfig) -> None:
+    """Refuse values whose canonical name would be that of something else."""
+    key, control = settings.perturbation_key, settings.control or ""
+    words = {str(value): {*pieces(str(value), settings.delimiter)} - {"", control} for value in values.index}
+    controls = [value for value, targets in words.items() if not targets or value.strip() == control]
+    other = [value for value, targets in words.items() if targets == {CONTROL} and value not in controls]
+    if other:
+        raise SctoolError(
+            f"obs[{key!r}] has {values[controls].sum():,} cells of {control!r} (--control) and {values[other].sum():,} of {other[0]!r}",
+            f"rename one of them: {CONTROL!r} is the name of control cells",
+        )
+    joined = [value for value, targets in words.items() if value not in controls and any(DELIMITER in target for target in targets)]
+    if joined:
+        delimited = any(settings.delimiter in value for value in words)
+        raise SctoolError(
+            f"obs[{key!r}] has {joined[0]!r}, whose {DELIMITER!r} is not the delimiter {settings.delimiter!r} (--delimiter), "
+            "but would part two targets",
+            ("" if delimited else f"give --delimiter '{DELIMITER}', or ") + "replace the plus sign in the names",
+        )
 
 
 def _written(text_n: pd.Series, settings: CradleConfig) -> Iterator[SctoolError]:
@@ -111,7 +129,7 @@ def _written(text_n: pd.Series, settings: CradleConfig) -> Iterator[SctoolError]
         return
     for other in _OTHER_DELIMITERS:
         known = {value for value in values if other not in value} | {control}
-        split = {value: _pieces(value, other) for value in values if other in value and value != control}
+        split = {value: pieces(value, other) for value in values if other in value and value != control}
         # A name beside a control, like A_ctrl, is a name by itself.
         known |= {piece for words in split.values() if any(map(_is_control, words)) for piece in words}
         combined = [
@@ -134,40 +152,44 @@ def _one_kind(name_n: NDArray[Any], settings: CradleConfig) -> Iterator[SctoolEr
         yield SctoolError(f"all cells are control cells by {where}", "give another --perturbation-key or --control")
 
 
-def _split(name_n: NDArray[Any], obs: pd.DataFrame, settings: CradleConfig) -> Iterator[SctoolError]:
+def _split(name_n: NDArray[Any], obs: pd.DataFrame, config: Config) -> Iterator[SctoolError]:
     """Whether the split can be made."""
+    from sctool.data.screen import split_screen
+
+    named = name_n != ""
     try:
-        fold = splits.parse_fold(settings.fold) if settings.fold else None
-        if fold and settings.split not in ("auto", "ood", "singles"):
-            remedy = "folds are of combinations or targets: give --split ood or singles"
-            raise SctoolError(f"--fold {settings.fold} with --split {settings.split}", remedy)
-        if settings.split == "ood":
-            if fold:
-                splits.split_perturbations(name_n, fold)
-            else:
-                splits.split_ood(name_n, settings.train_share, settings.test_share)
-        elif settings.split == "singles":
-            splits.split_singles(name_n, settings.test_share, fold)
-        elif settings.split not in ("auto", "cells", "none"):
-            splits.split_column(obs, settings.split)
+        split_screen(name_n[named], obs[named], config)
     except SctoolError as error:
         yield error
 
 
+def _auto_split(name_n: NDArray[Any], settings: CradleConfig) -> Iterator[str]:
+    """What ``auto`` means here."""
+    from sctool.data.screen import _kind
+
+    if settings.split == "auto":
+        kind = _kind(name_n, settings)
+        yield f"--split auto is {kind} here: it holds out " + ("combinations" if kind == "ood" else "cells of every perturbation")
+
+
 def _sizes(name_n: NDArray[Any]) -> Iterator[str]:
     sizes = pd.Series(name_n[name_n != ""]).value_counts()
-    left_out = int((name_n == "").sum())
+    left_out, perturbed = int((name_n == "").sum()), len(sizes) - (CONTROL in sizes)
     combinations = sum(len(targets_of(name)) > 1 for name in sizes.index)
     yield (
-        f"{len(sizes) - (CONTROL in sizes)} perturbations, {combinations} of them combinations, and {sizes.get(CONTROL, 0):,} control cells"
-        + (f"; {left_out:,} cells are left out" if left_out else "")
+        f"{_several(perturbed, 'perturbation')}, {combinations} of them combinations, and {_several(sizes.get(CONTROL, 0), 'control cell')}"
+        + (f"; {_several(left_out, 'cell')} {'is' if left_out == 1 else 'are'} left out" if left_out else "")
     )
     both = sum(len(targets_of(name)) > 1 and set(targets_of(name)) <= set(sizes.index) for name in sizes.index)
     if combinations > both:
         yield f"{both} of {combinations} combinations have every target perturbed alone too; of the others less is known beforehand"
     small = sizes[sizes < FEW_CELLS]
     if len(small):
-        yield f"{len(small)} perturbations have fewer than {FEW_CELLS} cells, so their means say little: {_counted(small)}"
+        one = len(small) == 1
+        yield (
+            f"{_several(len(small), 'perturbation')} {'has' if one else 'have'} fewer than {FEW_CELLS} cells, "
+            f"so {'its mean says' if one else 'their means say'} little: {_counted(small)}"
+        )
     others = [str(name) for name in sizes.index if name != CONTROL and _is_control(str(name))]
     if others:
         yield f"counted as perturbations and not as control: {_listed(others)}"
@@ -178,14 +200,15 @@ def _sizes(name_n: NDArray[Any]) -> Iterator[str]:
 
 
 def _measured(name_n: NDArray[Any], symbols: list[str]) -> Iterator[str]:
-    """How many targets are genes of the file."""
+    """How many targets are genes of the file; nothing of one or two that are none, as treatments are."""
     targets = sorted({target for name in set(name_n) for target in targets_of(name)})
     absent = sorted(set(targets) - set(symbols))
-    if targets and absent:
-        known = len(targets) - len(absent)
+    known = len(targets) - len(absent)
+    if absent and (known or len(targets) > 2):
+        are = "is a gene" if known == 1 else "are genes"
         yield (
-            f"{known} of {len(targets)} targets are genes of the file; the change of the perturbed gene itself is seen for these only, "
-            f"not for: {_listed(absent)}"
+            f"{known} of {len(targets)} targets {are} of the file; the change of the perturbed gene itself is seen for "
+            f"{'this' if known == 1 else 'these'} only, not for: {_listed(absent)}"
         )
 
 
@@ -201,6 +224,10 @@ def _nearest_control(control: str, values: list[str]) -> str:
 def _counted(sizes: pd.Series, control_first: bool = False) -> str:
     order = sorted(sizes.index, key=lambda value: not _is_control(value)) if control_first else list(sizes.index)
     return _listed([f"{value} ({sizes[value]:,})" for value in order])
+
+
+def _several(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def _listed(words: list[str]) -> str:

@@ -16,7 +16,7 @@ from sctool.data.genes import gene_names, variable_genes
 from sctool.data.perturbation_names import CONTROL, design, targets_of
 from sctool.data.prepare import HVG_CELLS_BACKED, Prepared, fingerprint
 from sctool.data.quality import gene_symbols
-from sctool.data.screen import BLOCK, Rows, Screen
+from sctool.data.screen import BLOCK, Rows, Screen, size_column
 from sctool.data.vocabulary import Vocabulary
 
 SD_FLOOR = 0.1
@@ -69,6 +69,7 @@ def prepare_screen(screen: Screen, config: Config) -> Prepared:
         "fingerprint": fingerprint(screen.obs, screen.var, screen.counts),
         "notes": screen.notes,
         "target_sum": screen.target_sum,
+        "size_column": size_column(screen.obs, config.cradle.size_key),
         "quality": screen.quality,
         "failed": int(screen.fail_n[known].sum()),
     }
@@ -125,7 +126,7 @@ def _summary(
         "log_theta": np.log(dispersion(screen, columns, train, share_kg[0])),
         "log_mean_g": mean_kg[0],
         "log_sd_g": sd_g,
-        "profile_kg": np.log1p(screen.target_sum * share_kg[several]) / sd_g,
+        "profile_kg": mean_kg[several] / sd_g,
     }
     return {name: array.astype(np.float32) for name, array in made.items()}
 

@@ -14,12 +14,17 @@ DELIMITER = "+"
 def canonical(text: str, control: str, delimiter: str = DELIMITER) -> str:
     """The name of a perturbation: its targets without controls and repeats, sorted; ``control`` where none is left.
 
-    ``B+A`` and ``A+B`` are one; so are ``A`` and ``A+control``.
+    ``B+A`` and ``A+B`` are one; so are ``A`` and ``A+NT`` where ``NT`` is the word for control.
     """
     if text.strip() == control:
         return CONTROL
-    targets = {part.strip() for part in text.split(delimiter)} - {"", control, CONTROL}
+    targets = set(pieces(text, delimiter)) - {"", control}
     return DELIMITER.join(sorted(targets)) or CONTROL
+
+
+def pieces(text: str, delimiter: str = DELIMITER) -> list[str]:
+    """The words between the delimiters."""
+    return [piece.strip() for piece in text.split(delimiter)]
 
 
 def targets_of(perturbation: str) -> tuple[str, ...]:

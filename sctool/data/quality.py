@@ -239,7 +239,10 @@ def given_flags(obs: pd.DataFrame, key: str) -> Bools:
     word_n = obs[key].astype(str).str.strip().str.lower().to_numpy(object)
     words = set(word_n)
     if not words <= _FAIL | _PASS:
-        there = ", ".join(f"{value} ({n})" for value, n in obs[key].astype(str).value_counts().head(8).items())
+        counts = obs[key].value_counts().loc[lambda n: n > 0]
+        shown = [f"{value:.4g}" if isinstance(value, (float, np.floating)) else str(value) for value in counts.index[:4]]
+        there = ", ".join(f"{text} ({n})" for text, n in zip(shown, counts.iloc[:4], strict=True))
+        there += f", ...; {len(counts):,} values in all" if len(counts) > 4 else ""
         raise SctoolError(
             f"obs[{key!r}] (--qc-key) is not a column of flags; it has: {there}",
             'make it true and false (true is fail) or "pass" and "fail", or give --qc-key auto or none',
@@ -300,7 +303,8 @@ def share_notes(fail_n: Bools, failed: pd.DataFrame | None = None, name_n: NDArr
         odd = by_name[(by_name["mean"] > max(0.5, 2 * fail_n.mean())) & (by_name["size"] >= 10)].sort_values("mean", ascending=False)
         if len(odd):
             shown = ", ".join(f"{name} {share:.0%}{_mostly(failed, name_n, name)}" for name, share in odd["mean"].head(5).items())
-            notes.append(f"cells of {len(odd)} perturbations mostly fail, which may be what these do and no artifact: {shown}")
+            which, they = (f"{len(odd)} perturbations", "these do") if len(odd) > 1 else ("1 perturbation", "it does")
+            notes.append(f"cells of {which} mostly fail, which may be what {they} and no artifact: {shown}")
     return notes
 
 

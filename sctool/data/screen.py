@@ -110,8 +110,8 @@ def read_screen(path: Path, config: Config) -> Screen:
     failed, quality, said = _quality(counts, var, obs, name_n, train, config)
     target_sum = data.target_sum or float(np.median(size_n[train]))
     notes = list(dict.fromkeys([*checked.notes, *said]))
-    if settings.size_key != "none" and (settings.size_key != "auto" or SIZE_COLUMN in obs):
-        column = SIZE_COLUMN if settings.size_key == "auto" else settings.size_key
+    column = size_column(obs, settings.size_key)
+    if column:
         notes.append(f"size of a cell: obs[{column!r}], counts over all genes of the experiment")
     return Screen(path, obs, var, counts, source, name_n, size_n, failed, split_n, target_sum, quality, notes)
 
@@ -156,6 +156,13 @@ def _kind(name_n: NDArray[Any], settings: CradleConfig) -> str:
     return "ood" if len(combinations) > 3 else "cells"
 
 
+def size_column(obs: pd.DataFrame, key: str) -> str | None:
+    """The column of counts over all genes of the experiment, if one is used."""
+    if key == "none" or (key == "auto" and SIZE_COLUMN not in obs):
+        return None
+    return SIZE_COLUMN if key == "auto" else key
+
+
 def cell_sizes(counts: sp.csr_matrix, obs: pd.DataFrame, key: str) -> NDArray[np.float64]:
     """Counts of each cell over all genes of the experiment: a column of obs where there is one, else over the genes of the file.
 
@@ -169,9 +176,9 @@ def cell_sizes(counts: sp.csr_matrix, obs: pd.DataFrame, key: str) -> NDArray[np
     starts = range(0, len(obs), BLOCK)
     blocks = [take_rows(counts, np.arange(at, min(at + BLOCK, len(obs)))).sum(1) for at in starts]
     total_n = np.concatenate([np.asarray(block, np.float64).ravel() for block in blocks])
-    if key == "none" or (key == "auto" and SIZE_COLUMN not in obs):
+    column = size_column(obs, key)
+    if column is None:
         return total_n
-    column = SIZE_COLUMN if key == "auto" else key
     if column not in obs:
         raise SctoolError(f"obs has no column {column!r} (cradle.size_key)", "give one of counts over all genes, or none")
     size_n = pd.to_numeric(obs[column].astype(object), errors="coerce").to_numpy(float)

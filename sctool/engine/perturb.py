@@ -71,6 +71,7 @@ class Response:
 
     def __init__(self, folder: ModelFolder) -> None:
         self.folder = folder
+        self._factors: dict[str, Tensor] = {}
         self.config = Config.model_validate(folder.manifest["config"])
         self.kind = self.config.cradle.model
         self.module: Any = load_module(folder, BUILDERS["cradle"])
@@ -120,8 +121,8 @@ class Response:
         """
         shrunken = Effects.fit(self.means)
         made_pg, sd_pg = shrunken.change(wanted), shrunken.deviation(wanted)
-        if self.kind in PREDICTORS and self.kind != "shrunken":
-            return Changes(self.means.control_g, PREDICTORS[self.kind][0](self.means, wanted), sd_pg)
+        if self.kind in PREDICTORS and self.kind != "shrunken":  # these say nothing of their error
+            return Changes(self.means.control_g, PREDICTORS[self.kind][0](self.means, wanted), np.full_like(sd_pg, np.nan))
         known = set(self.targets)
         new = [at for at, name in enumerate(wanted) if name not in self.perturbations and known & set(targets_of(name))]
         if self._blend and new:
@@ -141,6 +142,14 @@ class Response:
         """The model of means, of what the network's share of the change leaves."""
         known_pg = self.means.mean_pg
         return Effects.fit(replace(self.means, mean_pg=known_pg - self._blend * self.module.network_pg[1:].double().numpy()))
+
+    @torch.inference_mode()
+    def artifact_shifts(self, wanted: Sequence[str]) -> Profiles:
+        """What the usual artifact adds to mean log expression under these perturbations, by the network; shape (wanted, genes)."""
+        module: CradleVAE = self.module
+        effect_tl, artifact_ql, _ = module.draw(sample=False)
+        a_l, effects = module.usual_q @ artifact_ql, [self.effect(effect_tl, name) for name in wanted]
+        return torch.stack([module.log_profile(u_l, a_l) - module.log_profile(u_l) for u_l in effects]).double().numpy()
 
     @torch.inference_mode()
     def network_changes(self, wanted: Sequence[str]) -> Profiles:
@@ -235,8 +244,13 @@ class Response:
 
     def _calibration(self, name: str) -> Tensor:
         """Factors of the expected counts that carry the network's change over to the predicted one; shape (genes,)."""
-        if self._blend == 1 or name == CONTROL:
+        if name == CONTROL:
             return torch.ones(())
+        if name not in self._factors:
+            self._factors[name] = self._factor(name)
+        return self._factors[name]
+
+    def _factor(self, name: str) -> Tensor:
         made, network_pg = self.changes([name]), self.network_changes([name])
         wanted_g, given_g = (np.expm1(made.control_g + change_pg[0]).clip(0) + RATIO_FLOOR for change_pg in (made.change_pg, network_pg))
         return torch.from_numpy((wanted_g / given_g).clip(1 / MOST_RATIO, MOST_RATIO)).float()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,9 @@ def write_perturbed(
     A row for each perturbation: targets not seen in training, and the size of the predicted change.
     """
     made, genes, known = response.changes(wanted), response.genes, set(response.targets)
+    if quality == "fail":
+        shift_g, *shifts = response.artifact_shifts([CONTROL, *wanted])
+        made = replace(made, control_g=made.control_g + shift_g, change_pg=made.change_pg + np.stack(shifts) - shift_g)
     seen = [name in response.perturbations for name in wanted]
     profiles = pd.DataFrame(np.vstack([made.control_g, made.control_g + made.change_pg]), columns=genes)
     profiles.insert(0, "perturbation", [CONTROL, *wanted])
@@ -145,6 +149,8 @@ def wanted_perturbations(response: Response, given: str | None) -> list[str]:
             raise SctoolError(f"{response.folder.name} held no cells out", "say what to predict: --perturbations A,A+B")
         return names
     is_file = len(given) < LONGEST_PATH and Path(given).is_file()
+    if not is_file and "," not in given and Path(given).suffix in (".txt", ".csv", ".tsv"):
+        raise SctoolError(f"--perturbations {given}: no such file", "give a file with one perturbation in each line, or names like A,A+B")
     texts = Path(given).read_text().splitlines() if is_file else given.split(",")
     settings = response.config.cradle
     names = [canonical(text, settings.control or CONTROL, settings.delimiter) for text in texts if text.strip()]
@@ -165,7 +171,8 @@ def control_cells(response: Response, path: Path | None, config: Config, most: i
     from sctool.engine.screen_query import ScreenQuery
 
     query = ScreenQuery(response, path, config)
-    say(str(query.match))
+    for line in (str(query.match), *(f"note: {note}" for note in query.notes)):
+        say(line)
     rows = np.flatnonzero(query.name_n == CONTROL)
     if not len(rows):
         raise SctoolError(f"{path} has no control cells", "give --perturbation-key and --control, or leave the file out")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 
@@ -42,6 +43,7 @@ class ScreenQuery:
 
     def __init__(self, response: Response, path: Path, config: Config) -> None:
         folder, trained = response.folder, response.config
+        self.response, self.notes = response, list[str]()
         file = H5ad(path)
         layer = config.data.counts_layer or trained.data.counts_layer
         found = find_counts(file, layer if layer is None or layer in file.layers else None)
@@ -54,16 +56,31 @@ class ScreenQuery:
         if "perturbation_key" in given and not there:
             file.column(given["perturbation_key"], "--perturbation-key")  # raises
         self.name_n = perturbation_names(file.obs, settings) if there else np.full(file.n_cells, CONTROL, object)
-        total_n = cell_sizes(counts, file.obs, settings.size_key)
+        total_n = self._totals(counts, file.obs)
         known = {key: Vocabulary(tuple(values)) for key, values in folder.manifest["vocabularies"].items()}
         key = config.data.batch_key or trained.data.batch_key
+        if config.data.batch_key and config.data.batch_key not in file.obs:
+            file.column(config.data.batch_key, "--batch-key")  # raises
         unknown = 0 if len(known["batch"]) == 1 else len(known["batch"])
+        if unknown and key not in file.obs:
+            self.notes.append(f"obs has no column {key!r} of batches: the cells are taken for those of an average batch")
         batch_n = known["batch"].codes(file.obs[key]) if key in file.obs and unknown else np.full(file.n_cells, unknown)
         batches = file.obs[key].astype(str).to_numpy() if trained.cradle.qc_by_batch and key in file.obs else None
         self.failed = _failed(response, file, counts, gene_symbols(found.var), batches)
-        self.response, self.batch_n = response, torch.from_numpy(np.asarray(batch_n, np.int64))
+        self.batch_n = torch.from_numpy(np.asarray(batch_n, np.int64))
         codes = {"batch": np.asarray(batch_n, np.int64)}
         self.store = CellStore(counts, codes, file.obs.index, self.match.columns, totals=total_n)
+
+    def _totals(self, counts: Any, obs: pd.DataFrame) -> NDArray[np.float64]:
+        """Counts of each cell over all genes of the experiment; where only training had a column of these, by the genes' usual share."""
+        key, column = self.response.config.cradle.size_key, self.response.folder.manifest["data"].get("size_column")
+        if column is None or column in obs:
+            return cell_sizes(counts, obs, key if column is not None or key != "auto" else "none")
+        share = 1 - float(self.response.module.log_share_g[-1].exp())
+        self.notes.append(
+            f"obs has no column {column!r}, by which cells were scaled in training: totals are guessed from the genes there are"
+        )
+        return cell_sizes(counts[:, self.match.columns[self.match.columns >= 0]], obs, "none") / max(share, 1e-6)
 
     @torch.inference_mode()
     def cells(self, rows: NDArray[np.int64]) -> Cells:

@@ -23,6 +23,8 @@ from sctool.metrics.response import pearson
 Rows = NDArray[Any]
 Floats = NDArray[np.float64]
 Distance = Literal["l1", "l2", "cosine"]
+FLOOR, CEILING, ORACLE = "no_change", "split half", "oracle"
+"""Names of what bounds the scores of predictions."""
 
 
 def top(score_pg: Rows, k: int) -> NDArray[np.intp]:

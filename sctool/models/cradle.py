@@ -256,15 +256,20 @@ class CradleVAE(MeanChanges):
         weight = self.encoder.first.linear.weight[:, -2 * n :]
         return self.posterior_head(self.encoder.rest(x_nh + u_nl @ weight[:, :n].T + a_nl @ weight[:, n:].T))
 
-    def project(self, x_ng: Tensor, batch_n: Tensor) -> Tensor:
+    def hidden_genes(self) -> Tensor | None:
+        """In training: 0 for the genes that a minibatch is not shown, and the factor of the others; shape (genes,)."""
+        rate = self.config.dropout if self.training else 0.0
+        return nn.functional.dropout(torch.ones_like(self.log_mean_g), rate) if rate else None
+
+    def project(self, x_ng: Tensor, batch_n: Tensor, keep_g: Tensor | None = None) -> Tensor:
         """The share of the expression and the batch in the encoder's first layer, which both artifact states have in common.
 
-        In training some genes, the same for all cells of the minibatch, are taken for average.
+        Genes that ``keep_g`` hides are taken for average.
         """
         first = self.encoder.first
         weight_hg, centre_g = first.linear.weight[:, : -2 * self.config.n_latent], self.log_mean_g / self.log_sd_g
-        if self.training and self.config.dropout:
-            weight_hg = weight_hg * nn.functional.dropout(torch.ones_like(centre_g), self.config.dropout)
+        if keep_g is not None:
+            weight_hg = weight_hg * keep_g
         h_nh = nn.functional.linear(x_ng, weight_hg, first.linear.bias - weight_hg @ centre_g)
         return h_nh + first.offset(batch_n) if len(first.offsets) else h_nh
 
@@ -276,15 +281,16 @@ class CradleVAE(MeanChanges):
     def loss(self, batch: Minibatch, anneal: float = 1.0) -> Terms:
         """The terms at the head of this file, in nats per cell, averaged over ``particles`` draws."""
         config, codes = self.config, batch.codes
-        x_nh = self.project(self.standardised(batch), codes["batch"])
-        rounds = [self._particle(batch, x_nh) for _ in range(config.particles)]
+        keep_g = self.hidden_genes()
+        x_nh = self.project(self.standardised(batch), codes["batch"], keep_g)
+        rounds = [self._particle(batch, x_nh, keep_g) for _ in range(config.particles)]
         reconstruction, kl_z, kl_global, counterfactual = (torch.stack(part).mean() for part in zip(*(r[:4] for r in rounds), strict=True))
         kl_global = kl_global / self.n_cells
         loss = reconstruction + anneal * (kl_z + kl_global) + config.counterfactual_weight * counterfactual
         parts = {"reconstruction": reconstruction, "kl": kl_z, "kl_global": kl_global, "counterfactual": counterfactual}
         return Terms(loss, {name: part.detach() for name, part in parts.items()}, rounds[0][4])
 
-    def _particle(self, batch: Minibatch, x_nh: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _particle(self, batch: Minibatch, x_nh: Tensor, keep_g: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         codes = batch.codes
         effect_tl, artifact_ql, kl_global = self.draw()
         u_nl, a_kl = (self.design_pt @ effect_tl)[codes["perturbation"]], self.flags_kq @ artifact_ql
@@ -296,7 +302,7 @@ class CradleVAE(MeanChanges):
             likelihood_n = likelihood_n * self.class_weights(codes["flags"])
         counterfactual = likelihood_n.new_zeros(())
         if self.config.counterfactual_weight and len(self.profile_kg):
-            counterfactual = self._counterfactual(batch, x_nh, u_nl, artifact_ql)
+            counterfactual = self._counterfactual(batch, x_nh, keep_g, u_nl, artifact_ql)
         embedding_nl = (mean_nl + u_nl).detach()
         return -likelihood_n.mean(), normal_kl(mean_nl, variance_nl).mean(), kl_global, counterfactual, embedding_nl
 
@@ -326,7 +332,7 @@ class CradleVAE(MeanChanges):
         weights = weights / (weights[0] * (1 - share) + weights[1] * share)
         return weights[(flags_n > 0).long()]
 
-    def _counterfactual(self, batch: Minibatch, x_nh: Tensor, u_nl: Tensor, artifact_ql: Tensor) -> Tensor:
+    def _counterfactual(self, batch: Minibatch, x_nh: Tensor, keep_g: Tensor | None, u_nl: Tensor, artifact_ql: Tensor) -> Tensor:
         """Mean over cells with a counterfactual of KL(q(z | x', u, a') || q(z | x, u, a')), from some of the minibatch."""
         codes = batch.codes
         own = (codes["opposite"] < len(self.profile_kg)).nonzero().squeeze(1)[: self.config.counterfactual_cells]
@@ -334,7 +340,7 @@ class CradleVAE(MeanChanges):
             return x_nh.new_zeros(())
         # A cell that failed gets no artifact; one that passed, that of the usual failing cell.
         a_nl = (codes["flags"][own] == 0).unsqueeze(1) * (self.usual_q @ artifact_ql)
-        other_nh = self.project(self.profile_kg[codes["opposite"][own]], codes["batch"][own])
+        other_nh = self.project(self.profile_kg[codes["opposite"][own]], codes["batch"][own], keep_g)
         return normal_pair_kl(*self.encode(other_nh, u_nl[own], a_nl), *self.encode(x_nh[own], u_nl[own], a_nl)).mean()
 
     @torch.no_grad()
@@ -365,10 +371,10 @@ class CradleVAE(MeanChanges):
             self.network_pg[p] = self.log_profile(effect_pl[p]) - control_g
 
     @torch.inference_mode()
-    def log_profile(self, effect_l: Tensor) -> Tensor:
-        """Mean log expression of the base cells, were they perturbed; shape (genes,)."""
+    def log_profile(self, effect_l: Tensor, artifact_l: Tensor | None = None) -> Tensor:
+        """Mean log expression of the base cells, were they perturbed, and with an artifact if one is given; shape (genes,)."""
         total_n1 = self.base_total_n[:, None]
-        mean_ng = total_n1 * self.proportions(effect_l)
+        mean_ng = total_n1 * self.proportions(effect_l, artifact_l)
         return expected_log1p(mean_ng, self.log_theta.exp()[:-1], self.target_sum / total_n1).mean(0)
 
     @torch.inference_mode()

@@ -51,20 +51,41 @@ def draw_runs(runs: list[Path], formats: list[str], say: Callable[[str], None] =
     made: list[Path] = []
     for run in runs:
         drawn = _draw_one(run, formats, say)
-        if not drawn:
-            raise SctoolError(f"{run} has no table to draw", "give a run folder, e.g. results/classification/RUN")
+        if not drawn and len(runs) > 1 and (run / "history.csv").exists():
+            say(f"note: {run} has nothing to draw: its model is not trained in epochs")
+        elif not drawn:
+            raise _nothing(run)
         made += drawn
-    histories = {run.name: pd.read_csv(run / "history.csv") for run in runs if (run / "history.csv").exists()}
+    if not made:
+        raise _nothing(runs[-1])
+    histories = {run.name: history for run in runs if (history := _history(run)) is not None}
     if len(histories) > 1:
         made += figures.training_curves(runs[-1] / "plots" / "training-side-by-side", formats, histories)
     return made
 
 
+def _nothing(run: Path) -> SctoolError:
+    if (run / "prediction.json").exists() and not (run / "scores.csv").exists():
+        task = json.loads((run / "prediction.json").read_text()).get("task")
+        kind = "perturbation" if task == "perturbation" else "scgen"
+        return SctoolError(f"{run} has predictions but no scores to draw", f"run `sctool eval {kind} {run}` first")
+    if (run / "history.csv").exists():
+        hint = "see its comparison.csv, or draw what `sctool eval` writes"
+        return SctoolError(f"{run} has nothing to draw: its model is not trained in epochs", hint)
+    return SctoolError(f"{run} has no table to draw", "give a run folder, e.g. results/classification/RUN")
+
+
+def _history(run: Path) -> pd.DataFrame | None:
+    """Losses by epoch; None where a model has none, as those of means."""
+    history = pd.read_csv(run / "history.csv") if (run / "history.csv").exists() else None
+    return history if history is not None and len(history) and "train_loss" in history else None
+
+
 def _draw_one(run: Path, formats: list[str], say: Callable[[str], None]) -> list[Path]:
     plots = run / "plots"
     made: list[Path] = []
-    if (run / "history.csv").exists():
-        history = pd.read_csv(run / "history.csv")
+    history = _history(run)
+    if history is not None:
         made += figures.training_curves(plots / "training", formats, {run.name: history})
         if "weights_ess" in history:
             made += figures.weight_curves(plots / "weights", formats, history)

@@ -44,7 +44,8 @@ def test_the_bundled_screen_is_fit():
     assert checked.require().source == "X"
     assert "33 perturbations, 15 of them combinations, and 100 control cells" in checked.notes
     assert any(note.startswith("5 of 15 combinations have every target perturbed alone too") for note in checked.notes)
-    assert any(note.startswith("1 of 31 targets are genes of the file") for note in checked.notes)
+    assert any(note.startswith("1 of 31 targets is a gene of the file") for note in checked.notes)
+    assert "--split auto is ood here: it holds out combinations" in checked.notes
 
 
 def test_a_good_file(check):
@@ -79,6 +80,21 @@ def test_a_good_file(check):
         (NAMES, {"split": "odd"}, "no column 'odd' (--split)", "did you mean 'ood'?"),
         (NAMES, {"split": "ood", "fold": "3/3"}, "2 combinations cannot be shared out over 3 folds", "2 to 2"),
         (NAMES, {"split": "singles", "fold": "7"}, "'7' is not a fold", "2/5"),
+        (NAMES, {"fold": "1/2"}, "--fold 1/2 with --split cells", "--split ood or singles"),
+        (
+            ["NT" if n == "SET" else n.replace("SET", "A") for n in NAMES],
+            {"control": "NT"},
+            "20 cells of 'NT' (--control) and 20 of",
+            "rename",
+        ),
+        (
+            [n.replace("+", ";").replace("MIDN", "IFNg+TNF") for n in NAMES],
+            {"delimiter": ";"},
+            "'SET;IFNg+TNF', whose '+'",
+            "replace the plus",
+        ),
+        ([n.replace("+", "/") + "+ T" * (n == "SET") for n in NAMES], {"delimiter": "/"}, "'SET+ T', whose '+'", "replace the plus sign"),
+        (NAMES, {"delimiter": ";"}, "'KLF1+SET', whose '+' is not the delimiter ';'", "give --delimiter '+', or replace the plus sign"),
         ([n.split("+")[0] for n in NAMES], {"split": "ood"}, "no combination of targets is in the file", "--split singles"),
         (NAMES, {"qc_key": "qc"}, "no column 'qc' (--qc-key)", "names"),
         (NAMES, {"qc_key": "gene"}, "not a column of flags; it has: ", "--qc-key auto or none"),
@@ -108,7 +124,13 @@ def test_all_problems_at_once(check):
 @pytest.mark.parametrize(
     ("names", "note"),
     [
-        ([*NAMES[:-15]], "1 perturbations have fewer than 10 cells, so their means say little: MIDN (5)"),
+        ([*NAMES[:-15]], "1 perturbation has fewer than 10 cells, so its mean says little: MIDN (5)"),
+        (
+            [*NAMES[:-15], *["KLF1+MIDN"] * 3],
+            "2 perturbations have fewer than 10 cells, so their means say little: MIDN (5), KLF1+MIDN (3)",
+        ),
+        (NAMES, "--split auto is cells here: it holds out cells of every perturbation"),
+        ([*["control"] * 20, *["drug"] * 20], "1 perturbation, 0 of them combinations, and 20 control cells"),
         ([*NAMES, *["klf1"] * 12], "names that differ by case only count as different: KLF1 and klf1"),
         ([*NAMES, *["non-targeting"] * 12], "counted as perturbations and not as control: non-targeting"),
         ([*NAMES, *["WT1"] * 12, *["NKX2-1"] * 12, *["HLA-A"] * 12], "8 perturbations, 2 of them combinations"),
@@ -118,6 +140,43 @@ def test_notes(check, names, note):
     checked = check(names)
     assert said(checked) == []
     assert any(note in line for line in checked.notes), checked.notes
+
+
+@pytest.mark.parametrize(
+    ("targets", "note"),
+    [
+        (("drug",), None),
+        (("drug", "other"), None),
+        (("drug", "other", "third"), "0 of 3 targets are genes of the file"),
+        (("drug", "SET"), "1 of 2 targets is a gene of the file"),
+        (("KLF1", "SET"), None),
+    ],
+)
+def test_treatments_are_no_genes(check, targets, note):
+    notes = check(np.repeat(["control", *targets], 20)).notes
+    assert [line.split(";")[0] for line in notes if "of the file" in line] == ([note] if note else [])
+
+
+def test_other_words_of_a_name(check):
+    names = [n.replace("control", "NT").replace("+", ";") + ";NT" * (n == "SET") for n in NAMES]
+    checked = check(names, control="NT", delimiter=";")
+    assert said(checked) == []
+    assert checked.notes[0] == "5 perturbations, 2 of them combinations, and 20 control cells"
+    assert said(check(["CD4+ none" if n == "NT" else n for n in names], control="CD4+ none", delimiter=";"))[0].startswith("'NT', as in")
+
+
+def test_options_of_the_split(sctool):
+    words = ("check", SCREEN.path, "--for", "cradle", "--perturbation-key", "perturbation", "--control", "control")
+    for more, problem in (
+        (("--split", "ood", "--fold", "2/5"), None),
+        (("--split", "singles", "--fold", "99/99"), "cannot be shared out over 99 folds"),
+        (("--split", "odd"), "no column 'odd' (--split)"),
+        (("--qc-key", "qc"), "no column 'qc' (--qc-key)"),
+        (("--preset", "replogle"), "preset replogle needs the column 'gene'"),
+    ):
+        ran = sctool(*words, *more)
+        assert ran.code == (2 if problem else 0)
+        assert (problem or "ready for cradle") in ran.out
 
 
 def test_names_with_dashes_are_no_combinations(check):

@@ -166,7 +166,7 @@ def artifact_screen(seed=0):
 
 
 KEYS = ("--perturbation-key", "perturbation", "--control", "control", "--split", "part", "--n-top-genes", "0", "--quiet")
-FIT = ("--epochs", "20", "--n-hidden", "32", "--n-latent", "8", "--lr", "0.01", "--patience", "0")
+FIT = ("--epochs", "30", "--n-hidden", "32", "--n-latent", "8", "--lr", "0.01", "--patience", "0")
 
 
 @pytest.fixture(scope="module")

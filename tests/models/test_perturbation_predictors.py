@@ -4,12 +4,12 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sctool.data.perturbation_names import targets_of
+from sctool.data.perturbation_names import design, targets_of
 from sctool.errors import SctoolError
 from sctool.metrics.response import pearson
 from sctool.models.perturbation import baselines
 from sctool.models.perturbation.means import Means
-from sctool.models.perturbation.predictors import PREDICTORS, RECOMMENDED, predictor
+from sctool.models.perturbation.predictors import PREDICTORS, predictor
 from sctool.models.perturbation.shrunken import Effects, posterior, shrunken
 from tests.conftest import VECTORS
 
@@ -101,7 +101,7 @@ def test_means_are_those_of_the_chosen_cells():
     means = Means.of(sp.csr_matrix(x_ng), name_n, rows, list("abcde"))
     assert means.perturbations == ("A+B", "B", "C")
     assert means.targets == ("A", "B", "C")
-    assert means.design_pt.tolist() == [[True, True, False], [False, True, False], [False, False, True]]
+    assert design(means.perturbations, means.targets).tolist() == [[True, True, False], [False, True, False], [False, False, True]]
     np.testing.assert_allclose(means.mean_pg[1], x_ng[12:18].mean(0))
     np.testing.assert_allclose(means.variance_pg[1], x_ng[12:18].var(0, ddof=1), atol=1e-12)
     np.testing.assert_allclose(means.control_variance_g, x_ng[:9].var(0, ddof=1), atol=1e-12)
@@ -215,7 +215,6 @@ def test_no_name_is_a_problem_and_control_does_not_change(name, measured):
 def test_unknown_predictor_names_the_nearest():
     with pytest.raises(SctoolError, match="did you mean additive"):
         predictor("aditive")
-    assert RECOMMENDED in PREDICTORS
     assert all(line and not line.endswith(".") for _, line in PREDICTORS.values())
 
 

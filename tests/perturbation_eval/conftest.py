@@ -1,6 +1,8 @@
 """Cells of perturbations whose effects add up, their means, and the scores of an additive prediction, which the tests share."""
 
+import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 
@@ -61,3 +63,27 @@ def evaluation(made, truth, means, additive):
     cells = {name: log[names == name] for name in DOUBLES}
     control = log[(names == "control") & (split == "train")]
     return compare(truth, means, [Contestant("sum", additive, "standard", 0, "run", cells)], control_ng=control)
+
+
+@pytest.fixture(scope="session")
+def files(made, additive, means, tmp_path_factory):
+    """The screen, and predictions of other tools in every format."""
+    names, split, counts, log = made
+    folder = tmp_path_factory.mktemp("perturbation")
+    shown = np.where(names == "control", "ctrl", [name.replace("+", "_") for name in names])
+    obs = pd.DataFrame({"guide": shown, "part": split}, index=[f"c{at}" for at in range(len(names))])
+    data = ad.AnnData(sp.csr_matrix(counts), obs=obs, var=pd.DataFrame(index=GENES))
+    data.write_h5ad(folder / "screen.h5ad")
+    change = pd.DataFrame(additive, index=GENES).T.rename_axis("perturbation")
+    change.index = [name.replace("+", "_") for name in change.index]
+    change.to_csv(folder / "change.tsv", sep="\t")
+    mean = change + means.control_g
+    mean.to_csv(folder / "mean.csv")
+    shifted = mean + 0.5
+    shifted.loc["ctrl"] = means.control_g + 0.5
+    shifted.to_csv(folder / "own-control.csv")
+    long = change.rename_axis("perturbation").reset_index().melt("perturbation", var_name="gene", value_name="change")
+    long.to_csv(folder / "long.csv", index=False)
+    rows = np.flatnonzero(np.isin(names, DOUBLES))
+    ad.AnnData(log[rows], obs=obs.iloc[rows][["guide"]], var=pd.DataFrame(index=GENES)).write_h5ad(folder / "cells.h5ad")
+    return folder

@@ -2,40 +2,14 @@
 
 import json
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.sparse as sp
 import torch
 
 from sctool.artifacts.model_folder import save_model
 from sctool.config import Config
 from tests.perturbation_eval.conftest import DOUBLES, GENES
-
-
-@pytest.fixture(scope="session")
-def files(made, additive, means, tmp_path_factory):
-    """The screen, and predictions of other tools in every format."""
-    names, split, counts, log = made
-    folder = tmp_path_factory.mktemp("perturbation")
-    shown = np.where(names == "control", "ctrl", [name.replace("+", "_") for name in names])
-    obs = pd.DataFrame({"guide": shown, "part": split}, index=[f"c{at}" for at in range(len(names))])
-    data = ad.AnnData(sp.csr_matrix(counts), obs=obs, var=pd.DataFrame(index=GENES))
-    data.write_h5ad(folder / "screen.h5ad")
-    change = pd.DataFrame(additive, index=GENES).T.rename_axis("perturbation")
-    change.index = [name.replace("+", "_") for name in change.index]
-    change.to_csv(folder / "change.tsv", sep="\t")
-    mean = change + means.control_g
-    mean.to_csv(folder / "mean.csv")
-    shifted = mean + 0.5
-    shifted.loc["ctrl"] = means.control_g + 0.5
-    shifted.to_csv(folder / "own-control.csv")
-    long = change.rename_axis("perturbation").reset_index().melt("perturbation", var_name="gene", value_name="change")
-    long.to_csv(folder / "long.csv", index=False)
-    rows = np.flatnonzero(np.isin(names, DOUBLES))
-    ad.AnnData(log[rows], obs=obs.iloc[rows][["guide"]], var=pd.DataFrame(index=GENES)).write_h5ad(folder / "cells.h5ad")
-    return folder
 
 
 def keys(files, *more):
@@ -83,9 +57,12 @@ BAD = {
     "no file": (["nowhere.csv"], "no such folder or file", "sctool predict cradle"),
     "no data": (["mean.csv"], "the real cells are not known", "--data"),
     "no column": (["cells.h5ad", "--perturbation-key", "gide"], "no column 'gide'", "guide"),
-    "no such split": (["mean.csv", "--split-key", "guide"], "no cell with the value 'test'", "train, validation and test"),
+    "no such split": (["mean.csv", "--split-key", "guide"], "has no 'train' cell", "train, validation and test"),
     "another format": (["screen.loom"], "neither an .h5ad nor a table", ".csv"),
     "not a number": (["text.csv"], "A_B, g3 is 'high', not a number", "every gene"),
+    "a gap": (["gap.csv"], "A_B, g3 is empty", "every gene"),
+    "no name": (["unnamed.csv"], "a row without a perturbation", "name it"),
+    "transposed": (["transposed.csv"], "genes as rows", "transpose it"),
     "twice": (["twice.csv"], "'A+B' more than once", "one row"),
     "other genes": (["genes.csv"], "0 of the 65 genes", "name its genes"),
     "other perturbations": (["others.csv"], "none of the 4 held-out perturbations", "parts joined"),
@@ -102,6 +79,9 @@ def test_wrong_input_says_what_is_wrong(case, files, sctool):
     (files / "screen.loom").touch()
     (files / "nothing.csv").touch()
     mean.astype(object).where(~((mean.index == "A_B")[:, None] & (mean.columns == "g3")), "high").to_csv(files / "text.csv")
+    mean.where(~((mean.index == "A_B")[:, None] & (mean.columns == "g3"))).to_csv(files / "gap.csv")
+    mean.rename(index={"A_B": ""}).to_csv(files / "unnamed.csv")
+    mean.T.rename_axis("gene").to_csv(files / "transposed.csv")
     pd.concat([mean, mean.loc[["A_B"]].set_axis(["B_A"])]).to_csv(files / "twice.csv")
     mean.add_prefix("x").to_csv(files / "genes.csv")
     mean.loc[["A", "B"]].to_csv(files / "others.csv")
@@ -119,8 +99,7 @@ def write_run(out, name, data, table, names, split, fail=None, **more):
     """A model folder and its predictions, as training and prediction leave them."""
     trained = Config().replaced({"cradle.perturbation_key": "guide", "cradle.control": "ctrl", "cradle.delimiter": "_"})
     cells = pd.DataFrame({"cell": [f"c{at}" for at in range(len(names))], "split": split, "perturbation": names})
-    if fail is not None:
-        cells["fail"] = fail
+    cells["quality"] = "pass" if fail is None else np.where(fail, "fail", "pass")
     about = {"config": trained.model_dump(), "seed": 3, "sampler": "uniform", "data": {"file": str(data)}}
     folder = save_model(out / "checkpoints/cradle" / name, "cradle", {"x": torch.zeros(1)}, about, {"cells": cells}).path
     result = out / "results/cradle" / name

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from sctool.data.perturbation_names import CONTROL, design, targets_of
+from sctool.data.perturbation_names import CONTROL, targets_of
 from sctool.errors import SctoolError
 
 
@@ -102,9 +102,3 @@ class Means:
     def targets(self) -> tuple[str, ...]:
         """Genes perturbed in training, sorted."""
         return tuple(sorted({target for name in self.perturbations for target in targets_of(name)}))
-
-    @property
-    def design_pt(self) -> NDArray[np.bool_]:
-        """Which of :attr:`targets` each perturbation has, shape (P, T)."""
-        return design(self.perturbations, self.targets)
-

@@ -12,8 +12,6 @@ from sctool.models.perturbation.means import Means
 from sctool.models.perturbation.mixture import Array
 from sctool.models.perturbation.shrunken import Effects, shrunken
 
-RECOMMENDED = "shrunken"
-
 PREDICTORS: dict[str, tuple[Predictor, str]] = {
     "no_change": (baselines.no_change, "perturbed cells are as control cells"),
     "perturbed_mean": (baselines.perturbed_mean, "mean change over the training perturbations"),
