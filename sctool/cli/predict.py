@@ -128,7 +128,7 @@ def scgen(
 @app.command("cradle")
 def cradle(
     model: o.Model,
-    data: o.Data = None,
+    data: Annotated[Path | None, typer.Argument(help="Control cells to perturb, an .h5ad. Default: those of training.")] = None,
     perturbations: Annotated[str | None, typer.Option(help="A,A+B,...; or a file with one in each line. Default: those held out.")] = None,
     quality: Annotated[Literal["pass", "fail"], typer.Option(help="Predict cells that pass quality control, or fail it.")] = "pass",
     cells: Annotated[int, typer.Option(min=0, help="Control cells to perturb, for predictions.h5ad; 0 writes no cells.")] = 100,

@@ -128,14 +128,15 @@ def cradle(
     perturbation_key: o.PerturbationKey = None,
     control: o.Control = None,
     delimiter: o.Delimiter = None,
-    preset: Annotated[str | None, typer.Option(help="norman, dixit, replogle or adamson.", rich_help_panel=_DATA)] = None,
+    preset: o.Preset = None,
     kind: Annotated[
-        str | None, typer.Option("--model", help="cradle, sams, cpa, cvae, auto, or a simple one.", rich_help_panel=_MODEL)
+        str | None, typer.Option("--model", help="cradle, sams, cpa, cvae, auto, shrunken, additive, ...", rich_help_panel=_MODEL)
     ] = None,
-    split: Annotated[str | None, typer.Option(help="ood, singles, cells, none or an obs column.", rich_help_panel=_DATA)] = None,
-    fold: Annotated[str | None, typer.Option(metavar="I/K", help="With ood or singles: the fold held out.", rich_help_panel=_DATA)] = None,
+    split: o.Split = None,
+    fold: o.Fold = None,
+    screen_control_share: o.ControlShare = None,
     hold_out: o.HoldOut = None,
-    qc_key: Annotated[str | None, typer.Option(help="auto, none, or an obs column of flags.", rich_help_panel=_DATA)] = None,
+    qc_key: o.QCKey = None,
     qc_mad: Annotated[float | None, typer.Option(help="Deviations from the median that fail.", rich_help_panel=_DATA)] = None,
     batch_key: o.BatchKey = None,
     label_key: o.LabelKey = None,

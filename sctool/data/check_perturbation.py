@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sctool.config import Config
 from sctool.data.check import Checked, check_counts_file
 from sctool.data.perturbation_names import CONTROL, DELIMITER, canonical, pieces, targets_of
+from sctool.data.perturbation_splits import split_kind, split_screen
 from sctool.data.quality import check_criteria, gene_symbols, given_flags, share_notes
 from sctool.data.read import H5ad, near
 from sctool.errors import SctoolError
@@ -154,8 +155,6 @@ def _one_kind(name_n: NDArray[Any], settings: CradleConfig) -> Iterator[SctoolEr
 
 def _split(name_n: NDArray[Any], obs: pd.DataFrame, config: Config) -> Iterator[SctoolError]:
     """Whether the split can be made."""
-    from sctool.data.screen import split_screen
-
     named = name_n != ""
     try:
         split_screen(name_n[named], obs[named], config)
@@ -165,10 +164,8 @@ def _split(name_n: NDArray[Any], obs: pd.DataFrame, config: Config) -> Iterator[
 
 def _auto_split(name_n: NDArray[Any], settings: CradleConfig) -> Iterator[str]:
     """What ``auto`` means here."""
-    from sctool.data.screen import _kind
-
     if settings.split == "auto":
-        kind = _kind(name_n, settings)
+        kind = split_kind(name_n, settings)
         yield f"--split auto is {kind} here: it holds out " + ("combinations" if kind == "ood" else "cells of every perturbation")
 
 

@@ -16,8 +16,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from sctool.config import Config
 from sctool.data.perturbation_names import CONTROL, targets_of
+from sctool.data.splits import select
 from sctool.errors import SctoolError
+from sctool.sections import CradleConfig
 
 Names = NDArray[Any]
 """Canonical perturbation of each cell, shape (cells,)."""
@@ -25,6 +28,47 @@ Split = NDArray[np.str_]
 """``train``, ``validation``, ``test`` or ``unused`` of each cell, shape (cells,)."""
 _WORDS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 _WORDS |= dict.fromkeys(("val", "valid", "validation"), "validation")
+
+
+def split_screen(name_n: Names, obs: pd.DataFrame, config: Config) -> Split:
+    """What each cell is for, by ``cradle.split``, or by ``data.hold_out``; shape (cells,)."""
+    settings, seed, validation = config.cradle, config.seed, config.data.validation
+    rest: dict[str, Any] = {"validation": validation, "control_share": settings.control_share, "seed": seed}
+    fold = parse_fold(settings.fold) if settings.fold else None
+    if config.data.hold_out:
+        held = select(obs, config.data.hold_out)
+        split_n = split_cells(name_n, 0.0, validation, seed)
+        split_n[held] = "test"
+        if not (held & (name_n == CONTROL)).any():
+            rows = np.random.default_rng([seed, 3]).permutation(np.flatnonzero(name_n == CONTROL))
+            split_n[rows[: round(settings.control_share * len(rows))]] = "test"
+        return split_n
+    kind = split_kind(name_n, settings)
+    if fold and kind not in ("ood", "singles"):
+        raise SctoolError(
+            f"--fold {settings.fold} with --split {kind}", "folds are of combinations or targets: give --split ood or singles"
+        )
+    match kind:
+        case "none":
+            return split_cells(name_n, 0.0, validation, seed)
+        case "cells":
+            return split_cells(name_n, settings.test_share, validation, seed)
+        case "ood" if fold:
+            return split_perturbations(name_n, fold, **rest)
+        case "ood":
+            return split_ood(name_n, settings.train_share, settings.test_share, **rest)
+        case "singles":
+            return split_singles(name_n, settings.test_share, fold, **rest)
+        case key:
+            return split_column(obs, key)
+
+
+def split_kind(name_n: Names, settings: CradleConfig) -> str:
+    """The split that is meant; ``auto`` is ``ood`` where there are more than three combinations."""
+    if settings.split != "auto":
+        return settings.split
+    combinations = {name for name in set(name_n) if len(targets_of(name)) > 1}
+    return "ood" if len(combinations) > 3 else "cells"
 
 
 def split_ood(

@@ -13,15 +13,14 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from sctool.config import Config
-from sctool.data import perturbation_splits as splits
 from sctool.data.cache import cached_csr, take_rows
 from sctool.data.check_perturbation import check_perturbation_file, perturbation_names
-from sctool.data.perturbation_names import CONTROL, targets_of
+from sctool.data.perturbation_names import CONTROL
+from sctool.data.perturbation_splits import split_screen
 from sctool.data.quality import fit_thresholds, flags, gene_symbols, given_flags, measure, quality_notes, quality_table, share_notes
 from sctool.data.read import H5ad
 from sctool.data.splits import select
 from sctool.errors import SctoolError
-from sctool.sections import CradleConfig
 
 Rows = NDArray[np.int64]
 SIZE_COLUMN = "n_counts_all_genes"
@@ -114,46 +113,6 @@ def read_screen(path: Path, config: Config) -> Screen:
     if column:
         notes.append(f"size of a cell: obs[{column!r}], counts over all genes of the experiment")
     return Screen(path, obs, var, counts, source, name_n, size_n, failed, split_n, target_sum, quality, notes)
-
-
-def split_screen(name_n: NDArray[Any], obs: pd.DataFrame, config: Config) -> NDArray[Any]:
-    """What each cell is for, by ``cradle.split``, or by ``data.hold_out``; shape (cells,)."""
-    settings, seed, validation = config.cradle, config.seed, config.data.validation
-    rest: dict[str, Any] = {"validation": validation, "control_share": settings.control_share, "seed": seed}
-    fold = splits.parse_fold(settings.fold) if settings.fold else None
-    if config.data.hold_out:
-        held = select(obs, config.data.hold_out)
-        split_n = splits.split_cells(name_n, 0.0, validation, seed)
-        split_n[held] = "test"
-        if not (held & (name_n == CONTROL)).any():
-            rows = np.random.default_rng([seed, 3]).permutation(np.flatnonzero(name_n == CONTROL))
-            split_n[rows[: round(settings.control_share * len(rows))]] = "test"
-        return split_n
-    kind = _kind(name_n, settings)
-    if fold and kind not in ("ood", "singles"):
-        raise SctoolError(
-            f"--fold {settings.fold} with --split {kind}", "folds are of combinations or targets: give --split ood or singles"
-        )
-    match kind:
-        case "none":
-            return splits.split_cells(name_n, 0.0, validation, seed)
-        case "cells":
-            return splits.split_cells(name_n, settings.test_share, validation, seed)
-        case "ood" if fold:
-            return splits.split_perturbations(name_n, fold, **rest)
-        case "ood":
-            return splits.split_ood(name_n, settings.train_share, settings.test_share, **rest)
-        case "singles":
-            return splits.split_singles(name_n, settings.test_share, fold, **rest)
-        case key:
-            return splits.split_column(obs, key)
-
-
-def _kind(name_n: NDArray[Any], settings: CradleConfig) -> str:
-    if settings.split != "auto":
-        return settings.split
-    combinations = {name for name in set(name_n) if len(targets_of(name)) > 1}
-    return "ood" if len(combinations) > 3 else "cells"
 
 
 def size_column(obs: pd.DataFrame, key: str) -> str | None:
