@@ -153,10 +153,14 @@ def test_no_cells(predict):
 
 
 def test_cells_that_fail_differ_from_cells_that_pass(predict):
-    passing, failing = (
-        ad.read_h5ad(predict("--perturbations", "KLF1", "--cells", "9", "--quality", quality, name=quality) / "predictions.h5ad")
-        for quality in ("pass", "fail")
-    )
+    folders = [predict("--perturbations", "KLF1", "--cells", "9", "--quality", quality, name=quality) for quality in ("pass", "fail")]
+    passing, failing = (ad.read_h5ad(folder / "predictions.h5ad") for folder in folders)
+    mean_pass, mean_fail = (pd.read_csv(folder / "predictions.csv", index_col=0) for folder in folders)
+    # The artifact moves control and perturbed cells alike, so means more than changes.
+    assert (mean_fail - mean_pass).abs().max(axis=1).min() > 1e-4
+    change_pass, change_fail = (pd.read_csv(folder / "effects.csv.gz")["change"] for folder in folders)
+    np.testing.assert_allclose(change_fail, (mean_fail.loc["KLF1"] - mean_fail.loc["control"]).to_numpy(), atol=1e-4)
+    assert (change_fail - change_pass).abs().max() < (mean_fail - mean_pass).abs().max().max()
     assert set(failing.obs["quality"]) == {"fail"}
     assert list(failing.obs["control_cell"]) == list(passing.obs["control_cell"])
     assert abs(failing.layers["expected"] - passing.layers["expected"]).max() > 1e-4
