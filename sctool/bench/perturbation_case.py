@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from sctool.bench.perturbed import FEWEST_CELLS, Changes, Moved, Truth, oracle_scores, score_cells, score_changes
 from sctool.data.cache import take_rows
-from sctool.data.perturbation import FEWEST_PASSED
 from sctool.data.perturbation_names import CONTROL, targets_of
 from sctool.data.screen import SIZE_COLUMN, Screen, size_column
 from sctool.errors import SctoolError
@@ -177,17 +176,6 @@ class Case:
 
 def _against(control_g: NDArray[Any] | None, known: dict[str, Any]) -> dict[str, Any]:
     return known if control_g is None else {**known, "base_g": control_g}
-
-
-def learned_cells(name_n: NDArray[Any], split_n: NDArray[Any], keep_n: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Cells that means are of, as in training: known ones of the quality to keep; all known ones of a perturbation with too few of them."""
-    known = np.flatnonzero(np.isin(split_n, ("train", "validation")))
-    names, code_k = np.unique(np.asarray(name_n, str)[known], return_inverse=True)
-    kept_p, all_p = (np.bincount(codes, minlength=len(names)) for codes in (code_k[keep_n[known]], code_k))
-    few_p = kept_p < np.minimum(FEWEST_PASSED, all_p)
-    learned = np.zeros(len(split_n), bool)
-    learned[known] = keep_n[known] | few_p[code_k]
-    return learned
 
 
 def folds_of_means(x_ng: Any, name_n: NDArray[Any], rows: NDArray[Any], genes: Sequence[str], scored: Sequence[str]) -> list[Any]:

@@ -88,12 +88,11 @@ def choose_model(screen: Screen, config: Config, outer: RunPlace, say: Callable[
     settings = config.replaced({"cradle.model": NETWORK})
     for number, inner in enumerate(folds, 1):
         place = RunPlace(home / str(number), resume=True, force=False)
-        made = None
-        if not place.finished:
-            made = run_training("cradle", BUILDERS["cradle"], prepare_screen(inner, settings), settings, place, stages=screen_stages)
-        if made is None:
-            made = open_model(home / str(number), "cradle")
+        if place.finished:
+            made = open_model(place.folder, "cradle")
             made.require_settings(settings.model_dump(include={"data", "train", "ar", "cradle"}), seed=settings.seed)
+        else:
+            made = run_training("cradle", BUILDERS["cradle"], prepare_screen(inner, settings), settings, place, stages=screen_stages)
         response = Response(made)
         truth = held_out_truth(response, inner)
         wanted = list(truth.perturbations)

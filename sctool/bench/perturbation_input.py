@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from sctool.artifacts.atomic import read_json
 from sctool.artifacts.model_folder import ModelFolder, open_model
 from sctool.bench.entries import ARMS
-from sctool.bench.perturbation_case import FOLDS, Case, Contestant, Counts, folds_of_means, learned_cells
+from sctool.bench.perturbation_case import FOLDS, Case, Contestant, Counts, folds_of_means
 from sctool.bench.perturbed import Truth, with_test_controls
 from sctool.config import Config
 from sctool.data.matrix_kind import matrix_kind
+from sctool.data.perturbation import learned_cells
 from sctool.data.perturbation_names import CONTROL, canonical
 from sctool.data.perturbation_splits import split_column
 from sctool.data.read import H5ad

@@ -10,7 +10,7 @@ import pandas as pd
 
 from sctool.bench.evaluation import Evaluation
 from sctool.bench.held_out import held_out_truth
-from sctool.bench.perturbation import compare
+from sctool.bench.perturbation import SHOWN, compare
 from sctool.bench.perturbation_case import Contestant
 from sctool.bench.perturbation_choice import Choice
 from sctool.data.minibatch import CellStore
@@ -22,8 +22,6 @@ from sctool.errors import SctoolError
 from sctool.metrics.perturbation import iwelbo
 from sctool.models.cradle import NETWORKS
 
-SCORES = ("change_r", "change_r_top20", "change_error", "specific_r", "discrimination_l2", "discrimination_cosine")
-"""Which the manifest keeps."""
 PARTICLES, MOST_CELLS = 25, 2000
 """Of the likelihood of held-out cells."""
 
@@ -59,7 +57,7 @@ def limits(response: Response, screen: Screen) -> list[str]:
     if unseen:
         shown = ", ".join(unseen[:5]) + (", ..." if len(unseen) > 5 else "")
         said.append(f"{len(unseen)} of {len(held)} held-out perturbations have targets never perturbed in training: {shown}")
-    if held and not new and response.kind in NETWORKS:
+    if held and not new and response.kind in NETWORKS and not screen.fail_n.any():
         said.append("the network does not enter what is predicted here; --model shrunken gives the same at once")
     return said
 
@@ -73,7 +71,7 @@ def contestants(response: Response, wanted: list[str]) -> list[Contestant]:
     return out
 
 
-def test_likelihood(response: Response, prepared: Prepared, screen: Screen) -> dict[str, float]:
+def held_out_likelihood(response: Response, prepared: Prepared, screen: Screen) -> dict[str, float]:
     """Predictive log-likelihood of held-out cells under a network (IWELBO, nats per cell), and its Monte-Carlo error; of 2,000 at most."""
     if response.kind not in NETWORKS:
         return {}
@@ -90,7 +88,7 @@ def comparison(made: Evaluation | None, chosen: Choice | None) -> tuple[dict[str
     contents: dict[str, Any] = {}
     tables: dict[str, pd.DataFrame] = {}
     if made is not None:
-        scores = made.summary.set_index("name")[list(SCORES)]
+        scores = made.summary.set_index("name")[list(SHOWN)]
         contents["comparison"] = {"scores": scores.to_dict("index"), "verdict": made.verdict()}
         tables["comparison"] = made.scores
     if chosen is not None:

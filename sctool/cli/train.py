@@ -190,7 +190,7 @@ def train_on_screen(session: Session, path: Path) -> None:
         session.result({"model": str(made.path), **made.manifest["metrics"]}, [], [str(made.path)])
         return
     from sctool.bench.perturbation_choice import choose_model
-    from sctool.bench.trained import compare_trained, comparison, limits, test_likelihood
+    from sctool.bench.trained import compare_trained, comparison, held_out_likelihood, limits
     from sctool.data.perturbation import prepare_screen
     from sctool.data.screen import read_screen
 
@@ -208,7 +208,7 @@ def train_on_screen(session: Session, path: Path) -> None:
         session.say(f"note: {note}")
     evaluation = compare_trained(response, screen, session.say)
     contents, tables = comparison(evaluation, chosen)
-    contents["metrics"] = {**made.manifest["metrics"], **test_likelihood(response, prepared, screen)}
+    contents["metrics"] = {**made.manifest["metrics"], **held_out_likelihood(response, prepared, screen)}
     made = amend(made, contents, {**tables, **response.latent_tables()})
     shown = [] if evaluation is None else [evaluation_table(evaluation, SCREEN_SHOWN)]
     lines = [] if evaluation is None else [*evaluation.verdict(), *evaluation.notes]

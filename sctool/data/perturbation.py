@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,7 +37,7 @@ def prepare_screen(screen: Screen, config: Config) -> Prepared:
     config
         Its sections ``data``, ``cradle`` and ``ar``, and ``seed``.
     """
-    data, path = config.data, screen.path
+    data = config.data
     train, known = np.flatnonzero(screen.split_n == "train"), screen.known()
     names = (CONTROL, *sorted(set(screen.name_n[known]) - {CONTROL}))
     targets = tuple(sorted({target for name in names for target in targets_of(name)}))
@@ -62,7 +61,7 @@ def prepare_screen(screen: Screen, config: Config) -> Prepared:
     codes["base"] = np.full(len(screen.obs), -1)
     codes["base"][base] = np.arange(len(base))
     about: dict[str, Any] = {
-        "file": str(path.resolve()),
+        "file": str(screen.path.resolve()),
         "counts": screen.source,
         "cells": len(screen.obs),
         "genes": len(screen.var),
@@ -83,7 +82,7 @@ def prepare_screen(screen: Screen, config: Config) -> Prepared:
         codes,
         screen.split_n,
         about,
-        _embedding(path, config),
+        screen.embedding,
         ("perturbation", "quality"),
         totals=screen.size_n.astype(np.float32),
         more_sizes={"n_flags": len(flags_kq), "n_profiles": len(pools), "n_base": len(base)},
@@ -102,16 +101,11 @@ def prepare_screen(screen: Screen, config: Config) -> Prepared:
 def _summary(
     screen: Screen, columns: NDArray[np.int64], name_n: NDArray[np.int64], n_names: int, train: Rows, pools: list[Rows]
 ) -> dict[str, NDArray[np.float32]]:
-    """Means of each perturbation, standardisation of the encoder's input, and counterfactual profiles, from one pass over the cells.
-
-    The means are of cells that passed quality control, unless fewer than ten of a perturbation did.
-    """
-    known = screen.known()
-    passed = known[~screen.fail_n[known]]
-    few = np.bincount(name_n[passed], minlength=n_names) < np.minimum(FEWEST_PASSED, np.bincount(name_n[known], minlength=n_names))
-    used = known[~screen.fail_n[known] | few[name_n[known]]]
+    """Means of each perturbation, standardisation of the encoder's input, counterfactual profiles, shares and dispersions of genes."""
+    used = np.flatnonzero(learned_cells(screen.name_n, screen.split_n, ~screen.fail_n))
     groups = [used[name_n[used] == code] for code in range(n_names)]
-    mean_kg, square_kg, share_kg = group_means(screen, columns, [train, *groups, *pools])
+    mean_kg, square_kg = group_means(screen, columns, [train, *groups, *pools])
+    share_g, theta_g = count_moments(screen, columns, train)
     cells_p = np.array([len(rows) for rows in groups], float)
     one, several = slice(1, 1 + n_names), slice(1 + n_names, None)
     variance_pg = np.maximum(square_kg[one] - mean_kg[one] ** 2, 0)[:, :-1]
@@ -122,8 +116,8 @@ def _summary(
         "mean_pg": mean_kg[one, :-1],
         "variance_pg": np.where(cells_p[:, None] > 1, variance_pg * correction_p[:, None], within_g),
         "cells_p": cells_p,
-        "log_share_g": np.log(share_kg[0] + 0.5 / screen.size_n[train].sum()),
-        "log_theta": np.log(dispersion(screen, columns, train, share_kg[0])),
+        "log_share_g": np.log(share_g + 0.5 / screen.size_n[train].sum()),
+        "log_theta": np.log(theta_g),
         "log_mean_g": mean_kg[0],
         "log_sd_g": sd_g,
         "profile_kg": mean_kg[several] / sd_g,
@@ -131,23 +125,38 @@ def _summary(
     return {name: array.astype(np.float32) for name, array in made.items()}
 
 
-def dispersion(screen: Screen, columns: NDArray[np.int64], rows: Rows, share_g: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Inverse dispersion of a negative binomial by moments, where cells differ by their totals only; shape (genes + 1,), in 0.1 to 100."""
-    square_g = np.zeros(len(share_g))
+def learned_cells(name_n: NDArray[Any], split_n: NDArray[Any], keep_n: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Cells that means are of, shape (cells,): known ones of the quality to keep, or all of a perturbation with too few of these."""
+    known = np.flatnonzero(np.isin(split_n, ("train", "validation")))
+    names, code_k = np.unique(np.asarray(name_n, str)[known], return_inverse=True)
+    kept_p, all_p = (np.bincount(codes, minlength=len(names)) for codes in (code_k[keep_n[known]], code_k))
+    few_p = kept_p < np.minimum(FEWEST_PASSED, all_p)
+    learned = np.zeros(len(split_n), bool)
+    learned[known] = keep_n[known] | few_p[code_k]
+    return learned
+
+
+def count_moments(screen: Screen, columns: NDArray[np.int64], rows: Rows) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean share of each gene in the counts of a cell, and the inverse dispersion of a negative binomial by moments, in 0.1 to 100.
+
+    Of all other genes of the experiment last; each of shape (genes + 1,). For the dispersion, cells differ by their totals only.
+    """
+    share_g, square_g, cross_g = np.zeros((3, len(columns) + 1))
     for at in range(0, len(rows), BLOCK):
         part = rows[at : at + BLOCK]
-        x_ng = take_rows(screen.counts, part)[:, columns].astype(np.float64)
-        size_n = screen.size_n[part]
+        x_ng, size_n = take_rows(screen.counts, part)[:, columns].astype(np.float64), screen.size_n[part]
         rest_n = np.maximum(size_n - np.asarray(x_ng.sum(1)).ravel(), 0)
-        cross_g, squares_g = size_n @ x_ng, np.asarray(x_ng.multiply(x_ng).sum(0)).ravel()
-        square_g += np.append(squares_g, rest_n @ rest_n) - 2 * share_g * np.append(cross_g, size_n @ rest_n)
+        share_g += np.append((1 / size_n) @ x_ng, (rest_n / size_n).sum())
+        square_g += np.append(np.asarray(x_ng.multiply(x_ng).sum(0)).ravel(), rest_n @ rest_n)
+        cross_g += np.append(size_n @ x_ng, size_n @ rest_n)
+    share_g /= max(len(rows), 1)
     total, squares = screen.size_n[rows].sum(), np.square(screen.size_n[rows]).sum()
-    excess_g = square_g + share_g**2 * squares - share_g * total
-    return np.clip(share_g**2 * squares / np.maximum(excess_g, 1e-9), 0.1, 100.0)
+    excess_g = square_g - 2 * share_g * cross_g + share_g**2 * squares - share_g * total
+    return share_g, np.clip(share_g**2 * squares / np.maximum(excess_g, 1e-9), 0.1, 100.0)
 
 
-def group_means(screen: Screen, columns: NDArray[np.int64], groups: list[Rows]) -> tuple[NDArray[np.float64], ...]:
-    """Mean of log expression, of its square, and of the share of the cell's counts, over groups of cells, each (groups, genes + 1).
+def group_means(screen: Screen, columns: NDArray[np.int64], groups: list[Rows]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean of log expression, and of its square, over groups of cells, each (groups, genes + 1).
 
     The last column is all other genes of the experiment. Groups may share cells; each cell is read once.
     """
@@ -155,20 +164,18 @@ def group_means(screen: Screen, columns: NDArray[np.int64], groups: list[Rows]) 
     rows, at = np.unique(np.concatenate(groups), return_inverse=True)
     weight_e = 1 / np.maximum(np.bincount(of, minlength=len(groups)), 1)[of]
     member_kn = sp.csc_matrix((weight_e, (of, at)), shape=(len(groups), len(rows)))
-    total = tuple(np.zeros((len(groups), len(columns) + 1)) for _ in range(3))
+    mean_kg, square_kg = np.zeros((2, len(groups), len(columns) + 1))
     start = 0
-    for part, x_ng in screen.blocks(rows, columns):
+    for part, log_ng in screen.blocks(rows, columns):
+        x_ng = log_ng.astype(np.float64)
         own_kn = member_kn[:, start : start + len(part)].tocsr()
         start += len(part)
-        share_ng, square_ng = x_ng.copy(), x_ng.copy()
-        share_ng.data = np.expm1(x_ng.data.astype(np.float64)) / screen.target_sum
-        square_ng.data = np.square(x_ng.data, dtype=np.float64)
-        rest_n = np.maximum(1 - np.asarray(share_ng.sum(1)).ravel(), 0)
-        rest_log_n = np.log1p(screen.target_sum * rest_n)
-        for sums, made_ng, rest in zip(total, (x_ng, square_ng, share_ng), (rest_log_n, rest_log_n**2, rest_n), strict=True):
-            sums[:, :-1] += (own_kn @ made_ng).toarray()
-            sums[:, -1] += own_kn @ rest
-    return total
+        modelled_n = np.asarray(x_ng.expm1().sum(1)).ravel()
+        rest_n = np.log1p(np.maximum(screen.target_sum - modelled_n, 0))
+        for sums_kg, made_ng, made_n in ((mean_kg, x_ng, rest_n), (square_kg, x_ng.multiply(x_ng).tocsr(), rest_n**2)):
+            sums_kg[:, :-1] += (own_kn @ made_ng).toarray()
+            sums_kg[:, -1] += own_kn @ made_n
+    return mean_kg, square_kg
 
 
 def opposite_pools(
@@ -208,14 +215,6 @@ def opposite_pools(
                 pool_n[own] = used.setdefault((*tried, not fail), len(used))
                 break
     return [members[key] for key in used], np.where(pool_n < 0, len(used), pool_n)
-
-
-def _embedding(path: Path, config: Config) -> NDArray[np.float32] | None:
-    if not config.ar.embedding or config.train.sampler != "adaptive":
-        return None
-    from sctool.data.read import H5ad
-
-    return H5ad(path).embedding(config.ar.embedding)
 
 
 def _columns(screen: Screen, train: Rows, targets: tuple[str, ...], config: Config) -> NDArray[np.int64]:

@@ -110,7 +110,7 @@ def prepare_counts(path: Path, config: Config, demo: Demo | None = None) -> Prep
     """
     data, rng = config.data, np.random.default_rng(config.seed)
     file = H5ad(path)
-    embedding = file.embedding(config.ar.embedding) if config.ar.embedding and config.train.sampler == "adaptive" else None
+    embedding = file.given_embedding(config)
     checked = check_counts_file(file, data)
     source = checked.require().source
     obs, var = file.obs, file.genes(source)

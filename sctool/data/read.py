@@ -17,6 +17,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata.io import read_elem, sparse_dataset
 
+from sctool.config import Config
 from sctool.errors import SctoolError
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -103,6 +104,10 @@ class H5ad:
         if bad:
             raise SctoolError(f"obsm[{key!r}] has NaN or infinite values in {bad} cells", "drop those cells, or compute it again")
         return z_nl
+
+    def given_embedding(self, config: Config) -> np.ndarray[Any, Any] | None:
+        """What ``ar.embedding`` names, where cells are drawn by it."""
+        return self.embedding(config.ar.embedding) if config.ar.embedding and config.train.sampler == "adaptive" else None
 
     def column(self, key: str, flag: str = "") -> pd.Series:
         """A column of obs.

@@ -159,7 +159,7 @@ def prepare_response(path: Path, config: Config) -> Prepared:
     checked = check_response_file(file, config)
     found = checked.require()
     chosen = design(file.obs, config)
-    embedding = file.embedding(config.ar.embedding) if config.ar.embedding and config.train.sampler == "adaptive" else None
+    embedding = file.given_embedding(config)
     split, target_sum = chosen.split, None
     matrix = file.matrix(found.source)
     split[matrix.getnnz(1) == 0] = "unused"

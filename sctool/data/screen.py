@@ -51,6 +51,8 @@ class Screen:
     quality: dict[str, Any]
     """Thresholds, for the manifest, and the table to show."""
     notes: list[str]
+    embedding: NDArray[np.float32] | None = None
+    """Given latent codes of the cells, where ``ar.embedding`` names them."""
 
     @property
     def fail_n(self) -> NDArray[np.bool_]:
@@ -112,7 +114,7 @@ def read_screen(path: Path, config: Config) -> Screen:
     column = size_column(obs, settings.size_key)
     if column:
         notes.append(f"size of a cell: obs[{column!r}], counts over all genes of the experiment")
-    return Screen(path, obs, var, counts, source, name_n, size_n, failed, split_n, target_sum, quality, notes)
+    return Screen(path, obs, var, counts, source, name_n, size_n, failed, split_n, target_sum, quality, notes, file.given_embedding(config))
 
 
 def size_column(obs: pd.DataFrame, key: str) -> str | None:

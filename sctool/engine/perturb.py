@@ -55,9 +55,10 @@ class Cells:
     total_n: Tensor
     batch_n: Tensor
 
-    def first(self, most: int) -> Cells:
+    def part(self, start: int, stop: int) -> Cells:
         """Some of them."""
-        return Cells(self.names[:most], self.z_nl[:most], self.total_n[:most], self.batch_n[:most])
+        some = slice(start, stop)
+        return Cells(self.names[some], self.z_nl[some], self.total_n[some], self.batch_n[some])
 
 
 class Response:
@@ -71,7 +72,6 @@ class Response:
 
     def __init__(self, folder: ModelFolder) -> None:
         self.folder = folder
-        self._factors: dict[str, Tensor] = {}
         self.config = Config.model_validate(folder.manifest["config"])
         self.kind = self.config.cradle.model
         self.module: Any = load_module(folder, BUILDERS["cradle"])
@@ -218,42 +218,26 @@ class Response:
         n = len(module.base_z_nl)
         return Cells([f"control-{at}" for at in range(n)], module.base_z_nl, module.base_total_n, module.base_batch_n)
 
-    @torch.inference_mode()
-    def expected_counts(self, cells: Cells, rows: NDArray[np.int64], name: str, quality: str = "pass") -> Tensor:
-        """Expected counts of some cells, were they perturbed, shape (cells, genes).
+    def factors(self, wanted: Sequence[str], made: Changes) -> Tensor:
+        """By what a network's expected counts are multiplied so that means change as ``made`` says, shape (wanted, genes)."""
+        shares = [
+            np.expm1(made.control_g + change_pg).clip(0) + RATIO_FLOOR for change_pg in (made.change_pg, self.network_changes(wanted))
+        ]
+        return torch.from_numpy((shares[0] / shares[1]).clip(1 / MOST_RATIO, MOST_RATIO)).float()
 
-        Each gene is scaled so that the mean over cells changes as :meth:`changes` says. With ``quality`` of ``fail`` they have the artifact
-        of the usual cell that failed.
+    @torch.inference_mode()
+    def expected_counts(self, cells: Cells, name_n: Sequence[str] | NDArray[Any], quality: str = "pass") -> Tensor:
+        """Expected counts of some cells with these perturbations by the network, shape (cells, genes).
+
+        With ``quality`` of ``fail`` they have the artifact of the usual cell that failed.
         """
         module: CradleVAE = self.module
         effect_tl, artifact_ql, _ = module.draw(sample=False)
-        u_nl = self.effect(effect_tl, name).expand_as(cells.z_nl[rows])
-        a_nl = (module.usual_q @ artifact_ql if quality == "fail" else torch.zeros_like(u_nl[0])).expand_as(u_nl)
-        share_ng = module.logits(cells.z_nl[rows], u_nl, a_nl, cells.batch_n[rows]).float().softmax(1)[:, :-1]
-        return cells.total_n[rows][:, None] * share_ng * self._calibration(name)
-
-    @torch.inference_mode()
-    def as_passed(self, cells: Cells, name_n: NDArray[Any]) -> Tensor:
-        """Expected counts of cells of these perturbations without an artifact, shape (cells, genes)."""
-        module: CradleVAE = self.module
-        effect_tl = module.draw(sample=False)[0]
         effects = {name: self.effect(effect_tl, name) for name in set(name_n)}
         u_nl = torch.stack([effects[name] for name in name_n])
-        share_ng = module.logits(cells.z_nl, u_nl, torch.zeros_like(u_nl), cells.batch_n).float().softmax(1)[:, :-1]
+        a_nl = (module.usual_q @ artifact_ql).expand_as(u_nl) if quality == "fail" else torch.zeros_like(u_nl)
+        share_ng = module.logits(cells.z_nl, u_nl, a_nl, cells.batch_n).float().softmax(1)[:, :-1]
         return cells.total_n[:, None] * share_ng
-
-    def _calibration(self, name: str) -> Tensor:
-        """Factors of the expected counts that carry the network's change over to the predicted one; shape (genes,)."""
-        if name == CONTROL:
-            return torch.ones(())
-        if name not in self._factors:
-            self._factors[name] = self._factor(name)
-        return self._factors[name]
-
-    def _factor(self, name: str) -> Tensor:
-        made, network_pg = self.changes([name]), self.network_changes([name])
-        wanted_g, given_g = (np.expm1(made.control_g + change_pg[0]).clip(0) + RATIO_FLOOR for change_pg in (made.change_pg, network_pg))
-        return torch.from_numpy((wanted_g / given_g).clip(1 / MOST_RATIO, MOST_RATIO)).float()
 
     @torch.inference_mode()
     def drawn_counts(self, expected_ng: Tensor, generator: torch.Generator) -> Tensor:

@@ -54,6 +54,7 @@ def write_perturbed(
     A row for each perturbation: targets not seen in training, and the size of the predicted change.
     """
     made, genes, known = response.changes(wanted), response.genes, set(response.targets)
+    factors_pg = None if cells is None else response.factors(wanted, made)
     if quality == "fail":
         shift_g, *shifts = response.artifact_shifts([CONTROL, *wanted])
         made = replace(made, control_g=made.control_g + shift_g, change_pg=made.change_pg + np.stack(shifts) - shift_g)
@@ -90,8 +91,8 @@ def write_perturbed(
     with result_folder(results, force=force) as partial:
         profiles.to_csv(partial / "predictions.csv", index=False, float_format="%.6g")
         effects.to_csv(partial / "effects.csv.gz", index=False, float_format="%.5g")
-        if cells is not None:
-            _write_cells(partial / "predictions.h5ad", response, wanted, cells, quality, scale)
+        if cells is not None and factors_pg is not None:
+            _write_cells(partial / "predictions.h5ad", response, wanted, cells, factors_pg, quality, scale)
         write_json(partial / NOTE, note)
     unseen = [", ".join(target for target in targets_of(name) if target not in known) for name in wanted]
     size_p = np.sqrt(np.square(made.change_pg).sum(1))
@@ -99,7 +100,9 @@ def write_perturbed(
     return pd.DataFrame({"perturbation": wanted, "seen": seen, "unseen_targets": unseen, "size": size_p, "largest": largest})
 
 
-def _write_cells(path: Path, response: Response, wanted: Sequence[str], cells: Cells, quality: str, scale: str) -> None:
+def _write_cells(
+    path: Path, response: Response, wanted: Sequence[str], cells: Cells, factors_pg: torch.Tensor, quality: str, scale: str
+) -> None:
     """Counts drawn for each control cell under each perturbation; memory does not grow with their number."""
     n = len(cells.names)
     obs = pd.DataFrame(
@@ -119,14 +122,13 @@ def _write_cells(path: Path, response: Response, wanted: Sequence[str], cells: C
     generator = torch.Generator().manual_seed(response.folder.manifest["seed"])
 
     def blocks() -> Iterator[Block]:
-        for name in wanted:
+        for name, factor_g in zip(wanted, factors_pg, strict=True):
             for at in range(0, n, CHUNK_CELLS):
-                rows = np.arange(at, min(n, at + CHUNK_CELLS))
-                expected_ng = response.expected_counts(cells, rows, name, quality)
+                part = cells.part(at, at + CHUNK_CELLS)
+                expected_ng = response.expected_counts(part, [name] * len(part.names), quality) * factor_g
                 counts_ng = response.drawn_counts(expected_ng, generator)
-                size_n1 = cells.total_n[rows][:, None]
                 yield {
-                    "X": torch.log1p(counts_ng * (response.target_sum / size_n1)).numpy(),
+                    "X": torch.log1p(counts_ng * (response.target_sum / part.total_n[:, None])).numpy(),
                     "counts": counts_ng.numpy(),
                     "expected": expected_ng.numpy(),
                 }
@@ -167,7 +169,7 @@ def control_cells(response: Response, path: Path | None, config: Config, most: i
             say(f"note: {response.kind} predicts means, not cells; predictions.h5ad is left out")
         return None
     if path is None:
-        return response.base_cells().first(most)
+        return response.base_cells().part(0, most)
     from sctool.engine.screen_query import ScreenQuery
 
     query = ScreenQuery(response, path, config)

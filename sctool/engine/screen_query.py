@@ -24,7 +24,6 @@ from sctool.data.quality import Thresholds, flags, gene_symbols, given_flags, me
 from sctool.data.read import H5ad
 from sctool.data.screen import cell_sizes
 from sctool.data.vocabulary import Vocabulary
-from sctool.engine.device import in_chunks
 from sctool.engine.perturb import Cells, Response
 
 
@@ -91,7 +90,8 @@ class ScreenQuery:
         failed_nq = torch.from_numpy(self.failed[rows].astype(np.float32))
         z_nl = torch.empty(len(rows), artifact_ql.shape[1])
         total_n = torch.empty(len(rows))
-        for at, _ in in_chunks(lambda part: part, np.arange(len(rows)), CHUNK_CELLS):
+        for start in range(0, len(rows), CHUNK_CELLS):
+            at = slice(start, start + CHUNK_CELLS)
             batch = self.store.batch(rows[at])
             u_nl = torch.stack([effects[name] for name in self.name_n[rows[at]]])
             x_nh = module.project(module.standardised(batch), batch.codes["batch"])
@@ -125,7 +125,7 @@ def write_counterfactual(query: ScreenQuery, results: Path, about: dict[str, Any
     def blocks() -> Iterator[Block]:
         for at in range(0, n, CHUNK_CELLS):
             cells = query.cells(rows[at : at + CHUNK_CELLS])
-            expected_ng = response.as_passed(cells, query.name_n[at : at + CHUNK_CELLS])
+            expected_ng = response.expected_counts(cells, query.name_n[at : at + CHUNK_CELLS])
             scale_n1 = response.target_sum / cells.total_n[:, None]
             yield {"X": torch.log1p(expected_ng * scale_n1).numpy(), "expected": expected_ng.numpy()}
 

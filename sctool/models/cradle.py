@@ -106,13 +106,9 @@ class MeanChanges(nn.Module):
     cells_p: Tensor
     """Known cells of each perturbation."""
 
-    network_pg: Tensor
-    """Change of mean log expression by each perturbation, as a network says; zeros without one."""
-
-    def __init__(self, config: CradleConfig, n_genes: int, n_perturbations: int, **others: int) -> None:
+    def __init__(self, config: CradleConfig, n_genes: int, n_perturbations: int, **of_networks: int) -> None:
         super().__init__()
         self.config = config
-        self.register_buffer("network_pg", torch.zeros(n_perturbations, n_genes - 1))
         self.register_buffer("mean_pg", torch.zeros(n_perturbations, n_genes - 1))
         self.register_buffer("variance_pg", torch.zeros(n_perturbations, n_genes - 1))
         self.register_buffer("cells_p", torch.zeros(n_perturbations))
@@ -162,6 +158,8 @@ class CradleVAE(MeanChanges):
     """Posterior means of the control cells that predictions start from, by the code ``base``; with their totals and batches."""
     base_total_n: Tensor
     base_batch_n: Tensor
+    network_pg: Tensor
+    """Change of mean log expression by each training perturbation."""
 
     def __init__(
         self,
@@ -193,6 +191,7 @@ class CradleVAE(MeanChanges):
             self.effect_log_sd_tl = nn.Parameter(torch.full((n_targets, latent), -2.0))
         self.artifact_mean_ql = nn.Parameter(torch.zeros(n_criteria, latent))
         self.artifact_log_sd_ql = nn.Parameter(torch.full((n_criteria, latent), -2.0))
+        self.register_buffer("network_pg", torch.zeros(n_perturbations, n_genes - 1))
         self.register_buffer("design_pt", torch.zeros(n_perturbations, n_targets))
         self.register_buffer("flags_kq", torch.zeros(n_flags, n_criteria))
         self.register_buffer("profile_kg", torch.zeros(n_profiles, n_genes))
