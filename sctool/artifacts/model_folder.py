@@ -18,6 +18,7 @@ import pandas as pd
 from torch import Tensor
 
 from sctool.artifacts.atomic import atomic_file, atomic_folder, disk_errors, strict, write_json
+from sctool.artifacts.tables import read_table
 from sctool.artifacts.tensors import load_tensors, save_tensors
 from sctool.errors import SctoolError
 
@@ -44,8 +45,8 @@ class ModelFolder:
 
     def table(self, name: str) -> pd.DataFrame:
         """One of its CSV tables, e.g. ``history`` or ``cells``; in ``cells`` NA is a name, and only an empty field is missing."""
-        words: dict[str, Any] = {"keep_default_na": False, "na_values": [""]} if name == "cells" else {}
-        return pd.read_csv(self.path / f"{name}.csv", dtype={"cell": str, "perturbation": str}, **words)
+        read = read_table if name == "cells" else pd.read_csv
+        return read(self.path / f"{name}.csv", dtype={"cell": str, "perturbation": str})
 
     def trained_on(self, cells: Any) -> bool:
         """Whether these are the cells of the file of training, by name and order."""

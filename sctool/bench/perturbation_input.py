@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from sctool.artifacts.atomic import read_json
 from sctool.artifacts.model_folder import ModelFolder, open_model
+from sctool.artifacts.tables import read_table
 from sctool.bench.entries import ARMS
 from sctool.bench.perturbation_case import FOLDS, Case, Contestant, Counts, folds_of_means
 from sctool.bench.perturbed import Truth, with_test_controls
@@ -164,7 +165,7 @@ def open_source(
         trained, kind = Config.model_validate(folder.manifest["config"]), str(about.get("kind", "cradle"))
         arm = ARMS.get(about.get("sampler", "uniform"), "standard")
         label = kind if arm == "standard" else f"{kind} {arm}"
-        predicted = Predicted(_wide(path / "predictions.csv", _read(path / "predictions.csv", index_col=0), trained), False)
+        predicted = Predicted(_wide(path / "predictions.csv", read_table(path / "predictions.csv", index_col=0), trained), False)
         if (path / "predictions.h5ad").exists():
             made = _cells(path / "predictions.h5ad", trained, say)
             predicted = replace(predicted, cells=made.cells, cell_genes=made.cell_genes)
@@ -201,7 +202,7 @@ def read_predicted(path: Path, config: Config, say: Callable[[str], None] = lamb
     if not path.name.endswith(TABLES):
         raise SctoolError(f"{path.name} is neither an .h5ad nor a table", f"give .h5ad, or one of {', '.join(TABLES)}")
     try:
-        table = _read(path, sep="," if ".csv" in path.name else "\t")
+        table = read_table(path, sep="," if ".csv" in path.name else "\t")
     except (ValueError, OSError, UnicodeDecodeError) as error:  # pandas' own errors are ValueErrors
         raise SctoolError(f"{path} cannot be read: {str(error).splitlines()[0]}", "write a table with a header") from None
     columns = {str(column).lower(): column for column in table.columns}
@@ -224,11 +225,6 @@ def read_predicted(path: Path, config: Config, say: Callable[[str], None] = lamb
     if CONTROL not in wide.index:
         return Predicted(wide, None)
     return Predicted(wide, not wide.loc[CONTROL].to_numpy().any())
-
-
-def _read(path: Path, **words: Any) -> pd.DataFrame:
-    """A table in which a word like NA is a name, and only an empty field is missing."""
-    return pd.read_csv(path, keep_default_na=False, na_values=[""], **words)
 
 
 def _wide(path: Path, table: pd.DataFrame, config: Config) -> pd.DataFrame:

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from sctool.bench.paired import paired_difference
 from sctool.bench.perturbation_case import CEILING, FLOOR, ORACLE, Case
 from sctool.bench.perturbed import COUNTED_AS_0
+from sctool.metrics.perturbation import EFFECTS
 
 DECIDE = ("change_r", "change_error")
 RESAMPLINGS = 1000
-EFFECTS = ("weak", "medium", "strong")
 TOP_GENES, OTHER_GENES = 50, 200
 MOST_PAIRS = 200_000
 

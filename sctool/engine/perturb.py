@@ -25,7 +25,7 @@ from sctool.engine.run import Setting, Stage, one_stage
 from sctool.errors import SctoolError
 from sctool.models.cradle import NETWORKS, CradleVAE
 from sctool.models.perturbation.means import Means
-from sctool.models.perturbation.predictors import PREDICTORS
+from sctool.models.perturbation.predictors import PREDICTORS, predictor
 from sctool.models.perturbation.shrunken import Effects
 from sctool.models.registry import BUILDERS
 
@@ -122,7 +122,7 @@ class Response:
         shrunken = Effects.fit(self.means)
         made_pg, sd_pg = shrunken.change(wanted), shrunken.deviation(wanted)
         if self.kind in PREDICTORS and self.kind != "shrunken":  # these say nothing of their error
-            return Changes(self.means.control_g, PREDICTORS[self.kind][0](self.means, wanted), np.full_like(sd_pg, np.nan))
+            return Changes(self.means.control_g, predictor(self.kind)(self.means, wanted), np.full_like(sd_pg, np.nan))
         known = set(self.targets)
         new = [at for at, name in enumerate(wanted) if name not in self.perturbations and known & set(targets_of(name))]
         if self._blend and new:

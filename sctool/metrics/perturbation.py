@@ -25,6 +25,8 @@ Floats = NDArray[np.float64]
 Distance = Literal["l1", "l2", "cosine"]
 FLOOR, CEILING, ORACLE = "no_change", "split half", "oracle"
 """Names of what bounds the scores of predictions."""
+EFFECTS = ("weak", "medium", "strong")
+"""Thirds of the perturbations by the size of their true change."""
 
 
 def top(score_pg: Rows, k: int) -> NDArray[np.intp]:

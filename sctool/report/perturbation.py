@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sctool.metrics.perturbation import CEILING, FLOOR, ORACLE
+from sctool.artifacts.tables import read_table
+from sctool.metrics.perturbation import CEILING, EFFECTS, FLOOR, ORACLE
 from sctool.report.figures import saved
 from sctool.report.style import PALETTE, arm_colour, figure
 
@@ -19,7 +20,6 @@ TITLES = {
     "specific_r": "r beyond the mean perturbed cell",
     "change_error": "error / real change (0 is best)",
 }
-EFFECTS = ("weak", "medium", "strong")
 NAMED_GENES = 6
 MOST_PANELS = 9
 MOST_ROWS, MOST_COLUMNS = 60, 60
@@ -28,14 +28,14 @@ MOST_LABELS = 90
 
 def perturbation_figures(plots: Path, formats: list[str], run: Path) -> list[Path]:
     """Everything the tables of one evaluation allow."""
-    sums = _read(run / "aggregates.csv")
+    sums = read_table(run / "aggregates.csv")
     made = ladder(plots / "ladder", formats, sums)
-    sizes = _read(run / "by_effect.csv")
+    sizes = read_table(run / "by_effect.csv")
     if len(sizes):
         made += effect_curves(plots / "effect-size", formats, sizes, sums)
     if (run / "changes.csv").exists():
-        changes = _read(run / "changes.csv")
-        each = _read(run / "per_perturbation.csv")
+        changes = read_table(run / "changes.csv")
+        each = read_table(run / "per_perturbation.csv")
         made += change_scatter(plots / "changes", formats, changes, each)
         if changes["perturbation"].nunique() > 1:
             made += effect_heatmap(plots / "effects", formats, changes)
@@ -46,17 +46,12 @@ def model_figures(plots: Path, formats: list[str], run: Path) -> list[Path]:
     """Masks and embeddings of perturbations, where a model folder has their tables."""
     made: list[Path] = []
     if (run / "masks.csv").exists():
-        made += mask_heatmap(plots / "masks", formats, _read(run / "masks.csv", index_col=0))
+        made += mask_heatmap(plots / "masks", formats, read_table(run / "masks.csv", index_col=0))
     if (run / "embeddings.csv").exists():
-        embeddings = _read(run / "embeddings.csv", index_col=0)
+        embeddings = read_table(run / "embeddings.csv", index_col=0)
         if len(embeddings) > 2:
             made += similarity_heatmap(plots / "embeddings", formats, embeddings)
     return made
-
-
-def _read(path: Path, **words: Any) -> pd.DataFrame:
-    """A table in which NA may be the name of a gene or a perturbation, and only an empty field is missing."""
-    return pd.read_csv(path, keep_default_na=False, na_values=[""], **words)
 
 
 def _colours(sums: pd.DataFrame) -> dict[str, Any]:
