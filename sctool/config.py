@@ -24,6 +24,7 @@ from sctool.sections import (
     EvalConfig,
     IntegrateConfig,
     NoveltyConfig,
+    SampleCLRConfig,
     SCGenConfig,
     SCVIConfig,
     Section,
@@ -44,6 +45,17 @@ MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
     "classify": {"data.n_top_genes": 3000, "train.lr": 5e-4},
     "curve": {"data.n_top_genes": 3000, "train.lr": 5e-4},
     "cradle": {"data.n_top_genes": 5000, "train.most_epochs": 200, "train.adam_eps": 1e-8, "train.grad_clip": 100.0},
+    "sampleclr": {
+        "data.validation": 0.0,
+        "train.epochs": 100,
+        "train.batch_size": 32,
+        "train.optimizer": "adamw",
+        "train.adam_eps": 1e-8,
+        "train.lr": 3e-3,
+        "train.weight_decay": 1e-2,
+        "train.lr_decay": "cosine",
+        "train.warmup": 0.5,
+    },
 }
 """Where a model's defaults differ from those below, which are scVI's."""
 
@@ -66,6 +78,7 @@ class Config(Section):
     curve: CurveConfig = CurveConfig()
     novelty: NoveltyConfig = NoveltyConfig()
     cradle: CradleConfig = CradleConfig()
+    sampleclr: SampleCLRConfig = SampleCLRConfig()
     eval: EvalConfig = EvalConfig()
 
     def replaced(self, settings: dict[str, Any]) -> Config:

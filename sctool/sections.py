@@ -43,6 +43,7 @@ class TrainConfig(Section):
     batch_size: int = Field(128, ge=2)
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(1e-6, ge=0)
+    optimizer: Literal["adam", "adamw"] = "adam"
     adam_eps: float = Field(0.01, gt=0)
     grad_clip: float = Field(0.0, ge=0)
     lr_decay: Literal["none", "cosine"] = "none"
@@ -239,6 +240,48 @@ class CradleConfig(Section):
     counterfactual_cells: int = Field(32, ge=1)
     class_weight: Literal["none", "balanced"] = "none"
     blend: float = Field(0.5, ge=0, le=1)
+
+
+class SampleCLRConfig(Section):
+    """Sample representation: what a sample is, what its cells are read from, what is learned, and how it is tested."""
+
+    sample_key: str | None = None
+    donor_key: str | None = None
+    study_key: str | None = None
+    rep: str | None = None
+    n_components: int = Field(30, ge=1)
+    min_cells: int = Field(50, ge=1)
+    tasks: list[str] = []
+    orders: dict[str, list[str]] = {}
+    task_weights: dict[str, Annotated[float, Field(ge=0)]] = {}
+    covariates: list[str] = []
+    cv: str = "auto"
+    repeats: int = Field(5, ge=1)
+    permutations: int = Field(200, ge=0)
+    cells_per_view: Annotated[int, Field(ge=1)] | Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)] = [
+        100,
+        500,
+    ]
+    cell_weights: str | None = None
+    preset: Literal["tiny", "middle", "large"] = "tiny"
+    n_heads: int | None = Field(None, ge=1)
+    n_hidden: int | None = Field(None, ge=1)
+    n_layers: int | None = Field(None, ge=1)
+    n_latent: int | None = Field(None, ge=1)
+    attention_layers: int = Field(2, ge=1)
+    attention_hidden: int | None = Field(None, ge=1)
+    norm: Literal["layer", "batch", "none"] = "layer"
+    gumbel: bool = False
+    loss: Literal["xsample", "infonce_cosine", "infonce_cauchy", "infonce_gaussian", "xsample_bce"] = "xsample"
+    temperature: float = Field(0.1, gt=0)
+    graph_temperature: float = Field(0.2, gt=0)
+    prior: str = "none"
+    prior_scale: float = Field(5.0, gt=0)
+    contrast: bool = True
+    joint_contrast: float = Field(0.0, ge=0)
+    diversity: float = Field(1.0, ge=0)
+    joint_epochs: int = Field(100, ge=0)
+    batch_weight: float = Field(0.1, ge=0)
 
 
 class EvalConfig(Section):

@@ -73,15 +73,25 @@ def donors(source):
     return a
 
 
+def cohort(source):
+    """Immune cells of 48 melanoma samples of 32 patients, before or after checkpoint therapy, as ten published principal components."""
+    a = source("melanoma_48samples_pca")
+    a = a[draw(a, "sample", 120)].copy()
+    a.obs = a.obs[["sample", "donor", "timepoint", "condition"]]
+    a.obsm["X_pca"] = np.asarray(a.X.todense() if hasattr(a.X, "todense") else a.X, np.float32)
+    return a
+
+
 def main(folder):
     def source(name):
         a = ad.read_h5ad(Path(folder) / f"{name}.h5ad")
         return ad.AnnData(a.X, obs=a.obs, var=a.var[[c for c in a.var.columns if c == "symbol"]])
 
-    for make in (cells, batches, perturbations, treated, donors):
+    for make in (cells, batches, perturbations, treated, donors, cohort):
         a = make(source)
         a.obs = a.obs.apply(lambda column: column.astype(str).astype("category") if column.dtype.kind not in "biuf" else column)
-        a.X.indices = a.X.indices.astype(np.int32)
+        if hasattr(a.X, "indices"):
+            a.X.indices = a.X.indices.astype(np.int32)
         a.X = a.X.astype(np.float32)
         a.write_h5ad(HERE / f"{make.__name__}.h5ad", compression="gzip", compression_opts=9)
         print(make.__name__, a.shape, f"{(HERE / f'{make.__name__}.h5ad').stat().st_size / 1e6:.2f} MB")

@@ -20,6 +20,7 @@ class Job(StrEnum):
     integrate = "integrate"
     classify = "classify"
     cradle = "cradle"
+    sampleclr = "sampleclr"
 
 
 def check(
@@ -44,6 +45,11 @@ def check(
     split_train: Annotated[list[str] | None, typer.Option(help="Its values to train on.", rich_help_panel="Data")] = None,
     split_test: Annotated[list[str] | None, typer.Option(help="Its values to test on.", rich_help_panel="Data")] = None,
     features: Annotated[str | None, typer.Option(help="hvg, all, a FILE of genes, or obsm:KEY.", rich_help_panel="Data")] = None,
+    sample_key: o.SampleKey = None,
+    donor_key: o.DonorKey = None,
+    study_key: o.StudyKey = None,
+    rep: o.Rep = None,
+    task: o.SampleTasks = None,
     counts_layer: o.CountsLayer = None,
     hold_out: o.HoldOut = None,
     n_top_genes: o.TopGenes = None,
@@ -58,6 +64,7 @@ def check(
     from sctool.data.check_classify import check_classify_file
     from sctool.data.check_integration import check_integration_file
     from sctool.data.check_perturbation import check_perturbation_file
+    from sctool.data.check_samples import check_samples_file
     from sctool.data.read import H5ad
     from sctool.data.response import check_response_file
 
@@ -73,6 +80,10 @@ def check(
             checked = check_classify_file(opened, session.config)
         case Job.cradle:
             checked = check_perturbation_file(opened, session.config)
+        case Job.sampleclr:
+            from sctool.engine.samples import represent
+
+            checked = check_samples_file(opened, session.config, represent)
     rows = describe(checked, session.config.data, for_.value)
     problems = [{"problem": problem.message, "fix": problem.hint} for problem in checked.problems]
     lines = [f"note: {note}" for note in checked.notes]

@@ -75,6 +75,19 @@ Fold = Annotated[str | None, typer.Option(metavar="I/K", help="With ood or singl
 ControlShare = Annotated[float | None, typer.Option("--control-share", help="Share of control cells held out.", rich_help_panel=_DATA)]
 QCKey = Annotated[str | None, typer.Option(help="auto, none, or an obs column of flags.", rich_help_panel=_DATA)]
 
+SampleKey = Annotated[str | None, typer.Option(help="obs column of samples.", rich_help_panel=_DATA)]
+DonorKey = Annotated[
+    str | None, typer.Option(help="obs column of donors, kept whole by every split. Default: samples.", rich_help_panel=_DATA)
+]
+StudyKey = Annotated[str | None, typer.Option(help="obs column of studies, for --cv leave-one-study-out.", rich_help_panel=_DATA)]
+Rep = Annotated[
+    str | None, typer.Option(help="What cells are read as: obsm:KEY, layers:NAME, X, or a trained model's folder.", rich_help_panel=_DATA)
+]
+SampleTasks = Annotated[
+    list[str] | None,
+    typer.Option("--task", metavar="COLUMN:KIND", help="Predict it: class, regression or ordinal; may be repeated.", rich_help_panel=_DATA),
+]
+
 KEYS = {
     "out": "out",
     "seed": "seed",
@@ -111,7 +124,7 @@ KEYS = {
     "control": "MODEL.control",
     "perturbation_key": "cradle.perturbation_key",
     "delimiter": "cradle.delimiter",
-    "preset": "cradle.preset",
+    "preset": "MODEL.preset",
     "kind": "cradle.model",
     "split": "cradle.split",
     "fold": "cradle.fold",
@@ -156,6 +169,18 @@ KEYS = {
     "novel_type": "novelty.hold_out",
     "novel_key": "novelty.novel_key",
     "novel_value": "novelty.novel_value",
+    "sample_key": "sampleclr.sample_key",
+    "donor_key": "sampleclr.donor_key",
+    "study_key": "sampleclr.study_key",
+    "rep": "sampleclr.rep",
+    "task": "sampleclr.tasks",
+    "sample_cells": "sampleclr.min_cells",
+    "covariate": "sampleclr.covariates",
+    "sample_cv": "sampleclr.cv",
+    "sample_repeats": "sampleclr.repeats",
+    "permutations": "sampleclr.permutations",
+    "joint_epochs": "sampleclr.joint_epochs",
+    "prior": "sampleclr.prior",
     "neighbors": "eval.neighbors",
     "splits": "eval.split_seeds",
     "samples": "eval.samples",

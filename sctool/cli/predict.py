@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sctool.cli import classify
+from sctool.cli import classify, samples
 from sctool.cli import options as o
 from sctool.cli.session import Session, score_table
 from sctool.errors import SctoolError
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Apply a trained model to new cells.")
 app.command("classify")(classify.predict)
+app.command("sampleclr")(samples.predict)
 
 
 @app.command("scvi")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sctool.cli import classify, curve
+from sctool.cli import classify, curve, samples
 from sctool.cli import options as o
 from sctool.cli.many import ManyValues
 from sctool.cli.session import Session, evaluation_table, score_table
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Train a model; every torch model takes --ar.")
 app.command("classify", cls=ManyValues)(classify.train)
 app.command("curve", cls=ManyValues)(curve.curve)
+app.command("sampleclr")(samples.train)
 _DATA, _MODEL = "Data", "Model"
 SCREEN_SHOWN = ("change_r", "change_r_top20", "change_error", "specific_r", "discrimination_cosine")
 

@@ -40,6 +40,7 @@ TREATED = Demo(
 BATCHES = Demo("batches.h5ad", {"data.batch_key": "batch", "data.label_key": "cell_type"})
 STRANGERS = Demo("batches.h5ad", {**BATCHES.settings, "novelty.hold_out": "each"})
 SCREEN = Demo("perturbations.h5ad", {"cradle.perturbation_key": "perturbation", "cradle.control": "control"})
+COHORT = Demo("cohort.h5ad", {"sampleclr.sample_key": "sample", "sampleclr.donor_key": "donor"})
 DEMOS = {
     "scvi": CELLS,
     "scgen": TREATED,
@@ -48,4 +49,5 @@ DEMOS = {
     "curve": BATCHES,
     "novelty": STRANGERS,
     "cradle": SCREEN,
+    "sampleclr": COHORT,
 }

@@ -19,6 +19,7 @@ from sctool.data.check import check_counts_file
 from sctool.data.demo import Demo
 from sctool.data.genes import gene_names, match_genes, variable_genes
 from sctool.data.matrix_kind import find_counts
+from sctool.data.minibatch import CellStore
 from sctool.data.read import H5ad
 from sctool.data.splits import select, split_cells, split_groups
 from sctool.data.vocabulary import Vocabulary
@@ -91,9 +92,22 @@ class Prepared:
         """``counts`` or ``expression``."""
         return "counts" if "counts" in self.about else "expression"
 
+    unit = "cell"
+    """What a row is."""
+
     def rows(self, part: str) -> NDArray[np.int64]:
         """Rows of a part."""
         return np.flatnonzero(self.split == part)
+
+    def labels(self, config: Config) -> NDArray[Any] | None:
+        """What the balanced sampler gives equal mass, "" where unknown; None without a column of labels."""
+        key = config.data.label_key
+        return self.obs[key].astype(object).where(self.obs[key].notna(), "").astype(str).to_numpy() if key else None
+
+    def open_store(self, device: Any, *, on_disk: bool) -> Any:
+        """What gives minibatches; columns are taken once where the matrix is in memory, and at every fetch where it is on disk."""
+        matrix = self.matrix if on_disk else self.matrix[:, self.columns]
+        return CellStore(matrix, self.codes, self.obs.index, self.columns if on_disk else None, device, self.totals)
 
 
 def prepare_counts(path: Path, config: Config, demo: Demo | None = None) -> Prepared:

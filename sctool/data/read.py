@@ -100,10 +100,31 @@ class H5ad:
         with self._open() as file:
             z_nl = read_elem(file[f"obsm/{key}"])
         z_nl = np.asarray(z_nl.toarray() if sp.issparse(z_nl) else z_nl, dtype=np.float32)
+        self._require_finite(key, z_nl)
+        return z_nl
+
+    def embedding_blocks(self, key: str, size: int) -> Iterator[np.ndarray[Any, Any]]:
+        """:meth:`embedding` in blocks of ``size`` cells, without reading the rest where it is stored dense."""
+        if key not in self.obsm or self._is_table(key):
+            whole = self.embedding(key)
+            yield from (whole[at : at + size] for at in range(0, len(whole), size))
+            return
+        with self._open() as file:
+            stored = file[f"obsm/{key}"]
+            for at in range(0, self.n_cells, size):
+                z_nl = np.asarray(stored[at : at + size], dtype=np.float32)
+                self._require_finite(key, z_nl)
+                yield z_nl
+
+    def _is_table(self, key: str) -> bool:
+        with self._open() as file:
+            return not isinstance(file[f"obsm/{key}"], h5py.Dataset)
+
+    @staticmethod
+    def _require_finite(key: str, z_nl: np.ndarray[Any, Any]) -> None:
         bad = int((~np.isfinite(z_nl)).any(1).sum())
         if bad:
             raise SctoolError(f"obsm[{key!r}] has NaN or infinite values in {bad} cells", "drop those cells, or compute it again")
-        return z_nl
 
     def given_embedding(self, config: Config) -> np.ndarray[Any, Any] | None:
         """What ``ar.embedding`` names, where cells are drawn by it."""

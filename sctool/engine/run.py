@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ import torch
 from sctool.artifacts.model_folder import ModelFolder, RunPlace, save_model
 from sctool.artifacts.tensors import load_tensors, save_tensors
 from sctool.config import Config
-from sctool.data.minibatch import CellStore
 from sctool.data.prepare import Prepared
 from sctool.data.samplers import Sampler
 from sctool.engine.device import choose_device, in_chunks, own_randomness
@@ -43,15 +43,14 @@ class Setting:
     """What the stages of a run are made from."""
 
     module: Any
-    store: CellStore
+    store: Any
     prepared: Prepared
     config: Config
 
     def sampler(self) -> Sampler:
         """A new sampler of the training cells, as the configuration wants it."""
         config, prepared = self.config, self.prepared
-        key = config.data.label_key
-        labels = prepared.obs[key].astype(object).where(prepared.obs[key].notna(), "").astype(str).to_numpy() if key else None
+        labels = prepared.labels(config) if config.train.sampler == "balanced" else None
         return make_sampler(prepared.rows("train"), config.train, config.ar, labels=labels, embedding=prepared.embedding)
 
 
@@ -95,28 +94,13 @@ def run_training(
     stages
         What is trained one after the other; each is set up when the one before it is done.
     """
-    device = choose_device(config.device)
-    sizes = prepared.sizes
-    train_rows, validation_rows = prepared.rows("train"), prepared.rows("validation")
-    epochs = config.train.epochs or default_epochs(len(train_rows), config.train.most_epochs)
-    config = config.model_copy(update={"train": config.train.model_copy(update={"epochs": epochs})})
-    # Columns are taken once where the matrix is in memory, and at every fetch where it is on disk.
-    on_disk = config.data.backed
-    matrix = prepared.matrix if on_disk else prepared.matrix[:, prepared.columns]
-    store = CellStore(matrix, prepared.codes, prepared.obs.index, prepared.columns if on_disk else None, device, prepared.totals)
-    with own_randomness(device):
-        torch.manual_seed(config.seed)
-        module = build(config, sizes)
-        for tensor_name, tensor in module.state_dict().items():
-            if tensor_name in prepared.initial:
-                tensor.copy_(torch.as_tensor(prepared.initial[tensor_name]))
-        module = module.to(device)
-    setting = Setting(module, store, prepared, config)
+    setting = set_up(build, prepared, config)
+    config, module, store = setting.config, setting.module, setting.store
     try:
         fits: dict[str, Fit] = {}
         sampler: Sampler | None = None
         for number, stage in enumerate(stages(setting)):
-            trainer = _trainer(stage, config.seed + number, place, reporter)
+            trainer = _trainer(stage, config.seed + number, place.state, reporter)
             if number == 0:  # nothing is written before all is set up
                 place.open(run_settings(name, config, prepared))
             done = place.stage(number)
@@ -135,16 +119,39 @@ def run_training(
             if stage.store is store:
                 sampler = stage.sampler
         if hasattr(module, "remember"):
-            known = np.sort(np.concatenate([train_rows, validation_rows, prepared.rows("replayed")]))
+            known = np.sort(np.concatenate([prepared.rows(part) for part in ("train", "validation", "replayed")]))
             module.remember(batch for _, batch in in_chunks(store.batch, known, config.train.inference_chunk))
-        folder = _save(name, module, sampler, fits, sizes, prepared, config, place, device)
+        folder = _save(name, module, sampler, fits, prepared, config, place, store.device)
         place.saved = True
         return folder
     finally:
         place.close()
 
 
-def _trainer(stage: Stage, seed: int, place: RunPlace, reporter: Reporter | None) -> Trainer:
+def set_up(build: Callable[[Config, dict[str, int]], Any], prepared: Prepared, config: Config) -> Setting:
+    """A new network on its device, and where its minibatches come from."""
+    device = choose_device(config.device)
+    epochs = config.train.epochs or default_epochs(len(prepared.rows("train")), config.train.most_epochs)
+    config = config.model_copy(update={"train": config.train.model_copy(update={"epochs": epochs})})
+    store = prepared.open_store(device, on_disk=config.data.backed)
+    with own_randomness(device):
+        torch.manual_seed(config.seed)
+        module = build(config, prepared.sizes)
+        for name, tensor in module.state_dict().items():
+            if name in prepared.initial:
+                tensor.copy_(torch.as_tensor(prepared.initial[name]))
+        module = module.to(device)
+    return Setting(module, store, prepared, config)
+
+
+def train_in_memory(setting: Setting, stages: Callable[[Setting], Iterator[Stage]]) -> Iterator[str]:
+    """Train stage by stage, keeping nothing on disk; gives the name of each stage once it is done."""
+    for number, stage in enumerate(stages(setting)):
+        _trainer(stage, setting.config.seed + number, None, None).fit()
+        yield stage.name
+
+
+def _trainer(stage: Stage, seed: int, state: Path | None, reporter: Reporter | None) -> Trainer:
     return Trainer(
         stage.module,
         stage.store,
@@ -153,7 +160,7 @@ def _trainer(stage: Stage, seed: int, place: RunPlace, reporter: Reporter | None
         seed=seed,
         validation_rows=stage.validation_rows,
         reporter=reporter,
-        state_path=place.state,
+        state_path=state,
         title=stage.name,
     )
 
@@ -163,7 +170,6 @@ def _save(
     module: Any,
     sampler: Sampler | None,
     fits: dict[str, Fit],
-    sizes: dict[str, int],
     prepared: Prepared,
     config: Config,
     place: RunPlace,
@@ -171,10 +177,10 @@ def _save(
 ) -> ModelFolder:
     """Write the model folder."""
     train_rows, validation_rows = prepared.rows("train"), prepared.rows("validation")
-    cells = pd.DataFrame({"cell": prepared.obs.index.astype(str), "split": prepared.split})
+    cells = pd.DataFrame({prepared.unit: prepared.obs.index.astype(str), "split": prepared.split})
     for key in dict.fromkeys((config.data.label_key, config.data.batch_key, *prepared.kept)):
         if key and key in prepared.obs:  # under another name where it would hide a column of ours
-            cells[f"obs_{key}" if key in ("cell", "split", "weight") else key] = prepared.obs[key].astype(object).to_numpy()
+            cells[f"obs_{key}" if key in (prepared.unit, "split", "weight") else key] = prepared.obs[key].astype(object).to_numpy()
     if sampler is not None and "weights" in sampler.state:
         cells.loc[train_rows, "weight"] = sampler.state["weights"] * len(train_rows)
     cells = cells[cells["split"] != "replayed"]
@@ -188,14 +194,14 @@ def _save(
             "seed": config.seed,
             "sampler": config.train.sampler,
             "config": config.model_dump(exclude={"out", "device", "threads"}),
-            "sizes": sizes,
+            "sizes": prepared.sizes,
             "genes": prepared.genes,
             "vocabularies": {key: list(value.categories) for key, value in prepared.vocabularies.items()},
             "data": {**prepared.about, "train": len(train_rows), "validation": len(validation_rows)},
             "metrics": _figures(fits),
             "device": str(device),
         },
-        {"history": history, "cells": cells},
+        {"history": history, f"{prepared.unit}s": cells},
     )
 
 

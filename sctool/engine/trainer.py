@@ -116,7 +116,7 @@ class Trainer:
         self.reporter = reporter
         self.state_path, self.title = state_path, title
         self.rng = np.random.default_rng(seed)
-        self.optimizer = torch.optim.Adam(
+        self.optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer](
             model.parameters(),
             lr=config.lr,
             weight_decay=config.weight_decay,

@@ -34,4 +34,20 @@ def _cradle(config: Config, sizes: dict[str, int]) -> Any:
     return (CradleVAE if config.cradle.model in NETWORKS else MeanChanges)(config.cradle, **sizes)
 
 
-BUILDERS: dict[str, Builder] = {"scvi": _scvi, "scgen": _scgen, "integrate": _integrate, "cradle": _cradle}
+def _sampleclr(config: Config, sizes: dict[str, int]) -> Any:
+    from sctool.models.sampleclr import SampleCLR
+
+    settings = config.sampleclr
+    tasks = [said.rpartition(":") for said in settings.tasks]
+    return SampleCLR(
+        settings,
+        sizes["n_features"],
+        kinds=[kind for _, _, kind in tasks],
+        outputs=[sizes[f"n_outputs_{number}"] for number in range(len(tasks))],
+        weights=[settings.task_weights.get(column, 1.0) for column, _, _ in tasks],
+        n_batches=sizes["n_batches"],
+        n_genes=sizes["n_genes"],
+    )
+
+
+BUILDERS: dict[str, Builder] = {"scvi": _scvi, "scgen": _scgen, "integrate": _integrate, "cradle": _cradle, "sampleclr": _sampleclr}

@@ -17,6 +17,7 @@ from sctool.report.integration import integration_figures
 from sctool.report.novelty import novelty_figures
 from sctool.report.perturbation import model_figures, perturbation_figures
 from sctool.report.response import response_figures
+from sctool.report.samples import has_monitors, is_cohort, monitor_curves, sample_figures
 
 FORMATS = ("png", "svg", "pdf")
 
@@ -89,10 +90,14 @@ def _draw_one(run: Path, formats: list[str], say: Callable[[str], None]) -> list
         made += figures.training_curves(plots / "training", formats, {run.name: history})
         if "weights_ess" in history:
             made += figures.weight_curves(plots / "weights", formats, history)
+        if has_monitors(history):
+            made += monitor_curves(plots / "monitors", formats, history)
     if (run / "latent.npy").exists():
         made += figures.latent_maps(plots / "umap", formats, _umap(run, say))
-    made += model_figures(plots, formats, run)
     metrics = json.loads((run / "metrics.json").read_text()) if (run / "metrics.json").exists() else {}
+    if metrics.get("task") == "samples" or is_cohort(run):  # its embeddings.csv is one of samples, not of perturbations
+        return made + sample_figures(plots, formats, run, metrics)
+    made += model_figures(plots, formats, run)
     if metrics.get("task") in ("classification", "reconstruction") and (run / "scores.csv").exists():
         scores: Any = pd.read_csv(run / "scores.csv")
         columns = ["accuracy", "macro_f1"] if metrics["task"] == "classification" else ["correlation", "r2"]

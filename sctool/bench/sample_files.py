@@ -1,0 +1,78 @@
+"""Tables of what a network makes of samples: embeddings, distances, predictions, importance of cells."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
+
+from sctool.artifacts.atomic import atomic_file
+from sctool.bench.sample_importance import ByType, importance_blocks, importance_tests
+from sctool.data.cohort import OWN, Cohort, Task
+from sctool.engine.samples import Blocks, Embedded
+
+
+def embeddings_table(cohort: Cohort, embedded: Embedded, shown: Sequence[str] = ()) -> pd.DataFrame:
+    """``sample, donor, n_cells, enough_cells``, columns of obs worth colouring by, and ``e1 ... eD``."""
+    table = cohort.table
+    columns = [key for key in table if key not in OWN and (key in shown or 1 < table[key].nunique() <= 30)]
+    out = table[[*OWN, *columns]].copy()
+    out.insert(3, "enough_cells", cohort.usable_s)
+    dims = pd.DataFrame(embedded.embedding_sd, columns=[f"e{i + 1}" for i in range(embedded.embedding_sd.shape[1])])
+    return pd.concat([out.reset_index(drop=True), dims], axis=1)
+
+
+def distances_table(cohort: Cohort, z_sd: NDArray[np.float32]) -> pd.DataFrame:
+    """Euclidean distance of each pair of samples, with a column for each."""
+    table = pd.DataFrame(cdist(z_sd, z_sd), columns=cohort.samples.astype(str))
+    table.insert(0, "sample", cohort.samples)
+    return table
+
+
+def answer_columns(task: Task, values_sc: NDArray[np.float64]) -> pd.DataFrame:
+    """``prediction`` and, of classes and levels, ``p_NAME`` of each; of levels also ``expected``, the mean level."""
+    if task.kind == "regression":
+        return pd.DataFrame({"prediction": values_sc[:, 0]})
+    known = np.isfinite(values_sc).all(1)
+    order = np.array(task.order, object)
+    if task.kind == "ordinal":  # the level that half of the probability is not above
+        above_sk = 1 - np.cumsum(values_sc, 1)[:, :-1]
+        best = (above_sk > 0.5).sum(1)
+    else:
+        best = np.where(known[:, None], values_sc, 0).argmax(1)
+    table = pd.DataFrame({"prediction": np.where(known, order[best], "")})
+    if task.kind == "ordinal":
+        table["expected"] = values_sc @ np.arange(len(order))
+    for number, name in enumerate(task.order):
+        table[f"p_{name}"] = values_sc[:, number]
+    return table
+
+
+def write_importance(
+    folder: Path, module: Any, embedded: Embedded, blocks: Blocks, cohort: Cohort, tasks: Sequence[Task], rng: np.random.Generator
+) -> pd.DataFrame | None:
+    """Write ``cell_importance.csv.gz`` and, with cell types, ``importance_by_celltype.csv`` and ``importance_tests.csv``.
+
+    Returns
+    -------
+    The last of them; None without types.
+    """
+    by_type = ByType(cohort) if cohort.types_n is not None else None
+    with atomic_file(folder / "cell_importance.csv.gz") as partial, gzip.open(partial, "wt", compresslevel=4, newline="") as file:
+        for number, block in enumerate(importance_blocks(module, embedded, blocks, cohort, tasks)):
+            block.to_csv(file, index=False, header=number == 0, float_format="%.6g")
+            if by_type is not None:
+                by_type.add(block)
+    if by_type is None:
+        return None
+    table = by_type.table()
+    tests = importance_tests(table, rng)
+    table.to_csv(folder / "importance_by_celltype.csv", index=False)
+    tests.to_csv(folder / "importance_tests.csv", index=False)
+    return tests

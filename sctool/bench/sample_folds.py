@@ -1,0 +1,197 @@
+"""Folds of samples: whole donors, or whole studies, are left out, and classes are spread evenly over the folds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sctool.config import Config
+from sctool.data.cohort import Cohort, Task, text
+from sctool.data.folds import outer_folds
+from sctool.errors import SctoolError
+
+Mask = NDArray[np.bool_]
+FORMS = "auto, donors:K, leave-one-donor-out, leave-one-study-out or none"
+FEWEST_DONORS = 2
+"""Of each class in training."""
+_BINS, _TRIES = 4, 50
+
+
+@dataclass(frozen=True)
+class SampleFold:
+    """Samples to train on and samples to test on; no donor is in both.
+
+    Attributes
+    ----------
+    repeat, name
+        Which repeat, and which fold of it.
+    train_s, test_s
+        Masks of samples. Those without a truth may be trained on, for what needs none, and are never tested.
+    """
+
+    repeat: int
+    name: str
+    train_s: Mask
+    test_s: Mask
+
+
+def parse_sample_cv(said: str) -> tuple[str, int]:
+    """``donors``, ``donor``, ``study`` or ``none``, and the number of folds (0: as many as fit, up to 5).
+
+    Raises
+    ------
+    SctoolError
+        With the forms there are.
+    """
+    kind, _, number = said.partition(":")
+    if kind in ("donors", "groups", "sgkf") and (not number or (number.isdigit() and int(number) >= 2)):
+        return "donors", int(number or 5)
+    plain = {"auto": "donors", "none": "none", "leave-one-study-out": "study"}
+    plain |= dict.fromkeys(("leave-one-donor-out", "leave-one-group-out", "logo"), "donor")
+    if kind in plain and not number:
+        return plain[kind], 0
+    raise SctoolError(f"--cv {said!r} is not known", f"give {FORMS}")
+
+
+def codes(cohort: Cohort, task: Task) -> NDArray[np.float64]:
+    """Codes of classes (by ``task.order``) or levels, or numbers; NaN where missing. Shape (samples,)."""
+    truth_s = cohort.truth(task)
+    if task.kind != "class":
+        return np.asarray(truth_s, np.float64)
+    place = {name: float(number) for number, name in enumerate(task.order)}
+    return np.array([place.get(str(name), np.nan) for name in truth_s])
+
+
+def sample_folds(cohort: Cohort, task: Task, config: Config) -> list[SampleFold]:
+    """Folds of a task by ``sampleclr.cv`` and ``sampleclr.repeats``.
+
+    Parameters
+    ----------
+    cohort, task
+        Classes and levels are spread evenly over the folds, numbers by their quarter.
+    config
+        ``donors:K`` shares out whole donors K ways, ``sampleclr.repeats`` times; ``auto`` is 5 ways, or as many as the rarest class has
+        donors; leaving out a donor or a study at a time is done once.
+
+    Raises
+    ------
+    SctoolError
+        If a class would have fewer than ``FEWEST_DONORS`` donors to train on in some fold, or there are too few donors or studies.
+    """
+    settings = config.sampleclr
+    kind, k = parse_sample_cv(settings.cv)
+    truth_s = codes(cohort, task)
+    known_s = cohort.usable_s & np.isfinite(truth_s)
+    rows = np.flatnonzero(known_s)
+    if kind == "none":
+        return []
+    donors = len(set(cohort.donor_s[rows].tolist()))
+    if donors < 3:
+        raise SctoolError(f"{task.column} is known for {donors} donors: too few to hold any out", "give more donors, or --cv none")
+    strata_s = np.zeros(len(truth_s), np.int64)
+    if task.kind == "regression":
+        strata_s[rows] = np.searchsorted(np.quantile(truth_s[rows], np.linspace(0, 1, _BINS + 1)[1:-1]), truth_s[rows], "right")
+    else:
+        strata_s[rows] = truth_s[rows].astype(np.int64)
+        rarest = _enough(cohort, task, truth_s, rows, kind)
+        k = k or max(2, min(5, rarest))
+    k = min(k or 5, donors)
+    if kind == "study":
+        studies = _studies(cohort, settings.study_key)
+        parts = [(f"study {name}", known_s & (studies == name)) for name in sorted(set(studies[rows].tolist()))]
+        if len(parts) < 2:
+            raise SctoolError(f"--cv {settings.cv}: there is one study", "give --cv auto, which holds out donors")
+        return _checked([_fold(cohort, 0, name, test_s) for name, test_s in parts if test_s.any()], cohort, task, truth_s)
+    if kind == "donor":
+        names = sorted(set(cohort.donor_s[rows].tolist()))
+        return _checked([_fold(cohort, 0, f"donor {name}", known_s & (cohort.donor_s == name)) for name in names], cohort, task, truth_s)
+    return [fold for repeat in range(settings.repeats) for fold in _spread(cohort, task, truth_s, strata_s, rows, k, repeat, config.seed)]
+
+
+def plain_folds(cohort: Cohort, config: Config) -> list[SampleFold]:
+    """Whole donors shared out once, 5 ways or by ``sampleclr.cv``, where there is no task to balance; none with ``none``."""
+    kind, k = parse_sample_cv(config.sampleclr.cv)
+    rows = np.flatnonzero(cohort.usable_s)
+    k = min(k or 5, len(set(cohort.donor_s[rows].tolist())))
+    if kind == "none" or k < 2:
+        return []
+    parts = outer_folds(rows, np.zeros(len(cohort), np.int64), cohort.donor_s.astype(str), f"groups:{k}", config.seed)
+    return [_fold(cohort, 0, f"fold {number + 1}", np.isin(np.arange(len(cohort)), part.test)) for number, part in enumerate(parts)]
+
+
+def _spread(
+    cohort: Cohort, task: Task, truth_s: NDArray[Any], strata_s: NDArray[Any], rows: NDArray[Any], k: int, repeat: int, seed: int
+) -> list[SampleFold]:
+    """K folds of a repeat; where chance leaves a class short of donors in one of them, donors are shared out anew."""
+    for attempt in range(_TRIES):
+        shuffle = seed + 1000 * attempt + repeat
+        parts = outer_folds(rows, strata_s, cohort.donor_s.astype(str), f"groups:{k}", shuffle)
+        folds = []
+        for number, part in enumerate(parts):
+            test_s = np.zeros(len(truth_s), bool)
+            test_s[part.test] = True
+            folds.append(_fold(cohort, repeat, f"fold {number + 1}", test_s))
+        try:
+            return _checked(folds, cohort, task, truth_s)
+        except SctoolError:
+            if attempt == _TRIES - 1:
+                raise
+    raise AssertionError  # the last attempt returned or raised
+
+
+def _fold(cohort: Cohort, repeat: int, name: str, test_s: Mask) -> SampleFold:
+    held = np.isin(cohort.donor_s.astype(str), cohort.donor_s[test_s].astype(str))
+    return SampleFold(repeat, name, cohort.usable_s & ~held, test_s)
+
+
+def _enough(cohort: Cohort, task: Task, truth_s: NDArray[Any], rows: NDArray[Any], kind: str) -> int:
+    """Donors of the rarest class; of levels none need have any to spare."""
+    by_class = [len(set(cohort.donor_s[rows][truth_s[rows] == c].tolist())) for c in range(len(task.order))]
+    if task.kind == "class" and kind != "study":
+        for name, donors in zip(task.order, by_class, strict=True):
+            if donors <= FEWEST_DONORS:
+                raise SctoolError(
+                    f"{task.column}: class {name!r} has {donors} donor{'s' * (donors != 1)} with enough cells; testing on a donor held out "
+                    f"takes {FEWEST_DONORS + 1}",
+                    "merge or leave out rare classes, lower --min-cells, or give --cv none",
+                )
+    return min(n for n in by_class if n)
+
+
+def _checked(folds: list[SampleFold], cohort: Cohort, task: Task, truth_s: NDArray[Any]) -> list[SampleFold]:
+    for fold in folds:
+        train_donors = cohort.donor_s[fold.train_s]
+        if set(train_donors.tolist()) & set(cohort.donor_s[fold.test_s].tolist()):
+            raise AssertionError("a donor is both trained on and tested")
+        if task.kind != "class":
+            continue
+        for code in np.unique(truth_s[fold.test_s]):
+            donors = len(set(cohort.donor_s[fold.train_s & (truth_s == code)].tolist()))
+            if donors < FEWEST_DONORS:
+                raise SctoolError(
+                    f"{task.column}: with {fold.name} held out, class {task.order[int(code)]!r} has {donors} donors to train on",
+                    f"give fewer folds, or merge classes; each takes {FEWEST_DONORS} donors",
+                )
+    return folds
+
+
+def _studies(cohort: Cohort, key: str | None) -> NDArray[Any]:
+    if key is None or key not in cohort.table:
+        raise SctoolError(f"--cv leave-one-study-out: --study-key is {key!r}", "give a column of obs with one study for each sample")
+    return text(cohort.table[key])
+
+
+def folds_table(cohort: Cohort, folds: list[SampleFold]) -> pd.DataFrame:
+    """``sample, donor, repeat, fold``: in which fold of each repeat a sample is tested."""
+    return pd.DataFrame(list(_rows(cohort, folds)), columns=["sample", "donor", "repeat", "fold"])
+
+
+def _rows(cohort: Cohort, folds: list[SampleFold]) -> Iterator[tuple[Any, Any, int, str]]:
+    for fold in folds:
+        for at in np.flatnonzero(fold.test_s):
+            yield cohort.samples[at], cohort.donor_s[at], fold.repeat, fold.name

@@ -1,0 +1,153 @@
+"""What can be wrong with a file of samples, and from a file to its cohort."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from sctool.config import Config
+from sctool.data.check import Checked, check_names
+from sctool.data.cohort import OWN, Cohort, Task, parse_tasks, sample_table, text
+from sctool.data.read import H5ad, near
+from sctool.data.representation import Representation, open_representation
+from sctool.errors import SctoolError
+
+FEWEST_SAMPLES = 4
+SHOWN = 5
+
+
+@dataclass
+class CheckedSamples(Checked):
+    """A file, its cohort and its tasks, as far as they could be made."""
+
+    cohort: Cohort | None = None
+    tasks: list[Task] = field(default_factory=list)
+
+    def require_cohort(self) -> Cohort:
+        """The cohort of a file that is fit; see :meth:`require_fit`."""
+        self.require_fit()
+        assert self.cohort is not None
+        return self.cohort
+
+
+def check_samples_file(
+    file: H5ad, config: Config, represent: Callable[[H5ad, Config], Representation] = open_representation, *, training: bool = True
+) -> CheckedSamples:
+    """Check a file of samples with the columns, the representation and the tasks of a configuration; every problem at once.
+
+    Parameters
+    ----------
+    represent
+        Opens what cells are read as.
+    training
+        Whether there must be samples enough to train on, and tasks.
+    """
+    settings, checked = config.sampleclr, CheckedSamples(file)
+    checked.problems += check_names(file, file.var)
+    source: Representation | None = None
+    try:
+        source = represent(file, config)
+        checked.notes += source.about.get("notes", [])
+    except SctoolError as error:
+        checked.problems.append(error)
+    for key, flag in (
+        (settings.donor_key, "--donor-key"),
+        (settings.study_key, "--study-key"),
+        (config.data.batch_key, "--batch-key"),
+        (config.data.label_key, "--label-key"),
+        (settings.cell_weights, "sampleclr.cell_weights"),
+        *((key, "sampleclr.covariates") for key in settings.covariates),
+    ):
+        if key is not None:
+            try:
+                file.column(key, flag)
+            except SctoolError as error:
+                checked.problems.append(error)
+    try:
+        made = _cohort(file, config, source, checked)
+    except SctoolError as error:
+        checked.problems.append(error)
+        return checked
+    cohort, varying = made
+    for key, flag in ((settings.donor_key, "--donor-key"), (settings.study_key, "--study-key")):
+        if key in varying:
+            checked.problems.append(
+                SctoolError(
+                    f"obs[{key!r}] ({flag}) is not one value for each sample ({varying[key]})", "give a --sample-key that tells those apart"
+                )
+            )
+    if config.data.batch_key in varying:
+        checked.notes.append(f"obs[{config.data.batch_key!r}] varies within samples; the batch of a sample is its commonest")
+    if training:
+        _training(checked, cohort, varying, config)
+    checked.cohort = cohort if source is not None else None
+    return checked
+
+
+def _cohort(file: H5ad, config: Config, source: Representation | None, checked: Checked) -> tuple[Cohort, dict[str, str]]:
+    settings, obs = config.sampleclr, file.obs
+    key, columns = settings.sample_key, list(map(str, obs.columns))
+    if key is None:
+        raise SctoolError("--sample-key is missing", f"give the obs column of samples; there are: {', '.join(columns[:20])}")
+    named = text(file.column(key, "--sample-key"))
+    missing = int((named == "").sum())
+    if missing:
+        checked.notes.append(f"{missing:,} cells have no value in obs[{key!r}] and are left out")
+    samples, code_n = np.unique(named, return_inverse=True)
+    if samples[0] == "":
+        samples, code_n = samples[1:], code_n - 1
+    table, varying = sample_table(obs, code_n, samples)
+    batch = config.data.batch_key
+    if batch in varying:  # pooled samples: the batch of most cells
+        commonest = pd.Series(text(obs[batch])).groupby(code_n).agg(lambda values: values.mode().iloc[0])
+        table[batch] = commonest.reindex(range(len(samples))).to_numpy()
+    own = f"obs_{settings.donor_key}" if settings.donor_key in OWN else settings.donor_key
+    donor_s = text(table[own]) if own in table else samples
+    unknown = samples[donor_s == ""]
+    if len(unknown):
+        raise SctoolError(f"{len(unknown)} samples have no donor in obs[{settings.donor_key!r}], e.g. {unknown[0]}", "fill it in")
+    table.insert(1, "donor", donor_s)
+    table = table.drop(columns=[f"obs_{name}" for name in (key, settings.donor_key) if f"obs_{name}" in table])
+    usable_s = table["n_cells"].to_numpy() >= settings.min_cells
+    types = text(obs[config.data.label_key]) if config.data.label_key in obs else None
+    return Cohort(samples, donor_s, code_n, table, obs, types, source, usable_s), varying  # type: ignore[arg-type]
+
+
+def _training(checked: CheckedSamples, cohort: Cohort, varying: dict[str, str], config: Config) -> None:
+    few = cohort.samples[~cohort.usable_s]
+    if len(few):
+        listed = ", ".join(map(str, few[:SHOWN])) + (", ..." if len(few) > SHOWN else "")
+        checked.notes.append(f"{len(few)} samples have fewer than {config.sampleclr.min_cells} cells and are not trained on: {listed}")
+    n = int(cohort.usable_s.sum())
+    if n < FEWEST_SAMPLES:
+        checked.problems.append(
+            SctoolError(
+                f"{n} of {len(cohort)} samples have {config.sampleclr.min_cells} cells or more; at least {FEWEST_SAMPLES} are needed",
+                "lower it with --set sampleclr.min_cells=20" if len(cohort) >= FEWEST_SAMPLES else "give another --sample-key",
+            )
+        )
+    for task in parse_tasks(config, cohort.table, varying):
+        if isinstance(task, SctoolError):
+            checked.problems.append(task)
+        else:
+            checked.tasks.append(task)
+    unknown = [name for name in (*config.sampleclr.orders, *config.sampleclr.task_weights) if name not in {t.column for t in checked.tasks}]
+    if unknown and not checked.problems:
+        checked.problems.append(SctoolError(f"{unknown[0]!r} is no task", near(unknown[0], [t.column for t in checked.tasks])))
+
+
+def open_cohort(path: Path, config: Config, represent: Callable[[H5ad, Config], Representation] = open_representation) -> CheckedSamples:
+    """Read a file of samples.
+
+    Raises
+    ------
+    SctoolError
+        With every problem of the file at once.
+    """
+    checked = check_samples_file(H5ad(path), config, represent)
+    checked.require_fit()
+    return checked

@@ -1,0 +1,144 @@
+"""From a cohort to what a network of samples trains on: features, codes of what is predicted and of batches, who is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from sctool.config import Config
+from sctool.data.cohort import Cohort, Mask, Task, text
+from sctool.data.prepare import Prepared
+from sctool.data.sample_store import SampleStore
+from sctool.data.splits import split_groups
+from sctool.data.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class PreparedSamples(Prepared):
+    """Samples ready for training; rows are samples, ``matrix`` holds the features of cells."""
+
+    sample_n: NDArray[np.int64] | None = None
+    targets: Mapping[str, NDArray[np.float64]] | None = None
+    """By task: codes, levels or standardised numbers, NaN where unknown; shape (samples,)."""
+    cells_per_view: int | Sequence[int] = 100
+    graph_ss: NDArray[np.float32] | None = None
+    weight_n: NDArray[np.float64] | None = None
+    unit = "sample"
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What a network is built from."""
+        return dict(self.more_sizes)
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines for people."""
+        sizes = {part: len(self.rows(part)) for part in ("train", "validation", "unused")}
+        said = ", ".join(f"{n:,} {part}" for part, n in sizes.items() if n)
+        return [f"{said} samples; {self.matrix.shape[1]} features of {len(self.matrix):,} cells ({self.about['rep']})"]
+
+    def labels(self, config: Config) -> NDArray[Any] | None:
+        """Classes of the first task that has any."""
+        for task in self.about["tasks"]:
+            if task["kind"] == "class":
+                return text(self.obs[task["column"]])
+        return None
+
+    def open_store(self, device: Any, *, on_disk: bool) -> SampleStore:
+        """What draws views."""
+        assert self.sample_n is not None
+        names = self.obs.index.astype(str).tolist()
+        batch_s = self.codes.get("batch")
+        return SampleStore(
+            self.matrix, self.sample_n, names, self.cells_per_view, self.targets, batch_s, self.graph_ss, self.weight_n, device
+        )
+
+
+def prepare_samples(cohort: Cohort, tasks: Sequence[Task], config: Config, train_s: Mask) -> PreparedSamples:
+    """Features, scales and codes of a cohort, all fitted on the samples of ``train_s``; part of these (whole donors) may be for validation.
+
+    Parameters
+    ----------
+    train_s
+        Samples to learn from.
+    """
+    settings, rng = config.sampleclr, np.random.default_rng(config.seed)
+    split = np.where(train_s, "train", "unused").astype("<U10")
+    if config.data.validation:
+        _, held = split_groups(np.flatnonzero(train_s), cohort.donor_s, config.data.validation, rng)
+        split[held] = "validation"
+        train_s = split == "train"
+    own_n = cohort.cells(train_s)
+    x_nf, projection = cohort.features(train_s), cohort.source.projection(own_n)
+    train_nf = x_nf[own_n]
+    centre_f, scale_f = train_nf.mean(0), train_nf.std(0)
+    scale_f = np.where(scale_f > 0, scale_f, 1.0).astype(np.float32)
+    mean_sf = _sample_means((x_nf - centre_f) / scale_f, cohort.sample_n, len(cohort))[train_s]
+    spread_f = mean_sf.std(0)
+    initial = {"centre_f": centre_f, "scale_f": scale_f, "level_f": mean_sf.mean(0), "spread_f": np.where(spread_f > 0, spread_f, 1.0)}
+    genes: dict[str, list[str]] = {"name": []}
+    if projection is not None:
+        initial |= {"mean_g": projection.mean_g, "components_gf": projection.components_gf}
+        genes = {kind: [names[column] for column in projection.columns] for kind, names in cohort.source.genes.items()}
+    scales = {task.column: _scale(task.encode(cohort.table[task.column])[train_s]) for task in tasks if task.kind == "regression"}
+    targets = {}
+    for task in tasks:
+        centre, scale = scales.get(task.column, (0.0, 1.0))
+        targets[task.column] = (task.encode(cohort.table[task.column]) - centre) / scale
+    vocabularies, codes = {}, {}
+    if config.data.batch_key:
+        column = cohort.table[config.data.batch_key]
+        vocabularies["batch"] = Vocabulary.of(column[train_s].dropna())
+        code_s = vocabularies["batch"].codes(column)
+        codes["batch"] = np.where(code_s < len(vocabularies["batch"]), code_s, -1)
+    more = {"n_features": x_nf.shape[1], "n_genes": len(genes["name"]), "n_batches": len(vocabularies["batch"]) if vocabularies else 0}
+    more |= {f"n_outputs_{number}": task.n_outputs for number, task in enumerate(tasks)}
+    about = {
+        **{key: value for key, value in cohort.source.about.items() if key != "notes"},
+        "tasks": [{"column": t.column, "kind": t.kind, "order": list(t.order), "weight": t.weight} for t in tasks],
+        "scales": {key: list(value) for key, value in scales.items()},
+        "fingerprint": cohort.fingerprint,
+        "cells": len(cohort.obs),
+        "samples": len(cohort),
+    }
+    obs = cohort.table.set_index(pd.Index(cohort.samples.astype(str)))
+    weights = None
+    if settings.cell_weights:
+        weights = np.maximum(pd.to_numeric(cohort.obs[settings.cell_weights], errors="coerce").fillna(0).to_numpy(np.float64), 1e-12)
+    return PreparedSamples(
+        x_nf,
+        obs,
+        np.empty(0, np.int64),
+        genes,
+        vocabularies,
+        codes,
+        split,
+        about,
+        initial=initial,
+        more_sizes=more,
+        kept=("donor", "n_cells", *(task.column for task in tasks)),
+        sample_n=cohort.sample_n,
+        targets=targets,
+        cells_per_view=settings.cells_per_view,
+        weight_n=weights,
+    )
+
+
+def _sample_means(x_nf: NDArray[np.float32], sample_n: NDArray[np.int64], n_samples: int) -> NDArray[np.float64]:
+    """Mean features of each sample, shape (samples, features)."""
+    own = np.flatnonzero(sample_n >= 0)
+    pick = sp.csr_matrix((np.ones(len(own), np.float32), (sample_n[own], own)), shape=(n_samples, len(x_nf)))
+    n_cells_s = np.bincount(sample_n[own], minlength=n_samples)
+    return np.asarray(pick @ x_nf, np.float64) / np.maximum(n_cells_s, 1)[:, None]
+
+
+def _scale(y_s: NDArray[np.float64]) -> tuple[float, float]:
+    """Mean and standard deviation of known values."""
+    known = y_s[np.isfinite(y_s)]
+    return (float(known.mean()), float(known.std()) or 1.0) if len(known) else (0.0, 1.0)

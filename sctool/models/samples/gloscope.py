@@ -1,0 +1,92 @@
+"""GloScope (Wang et al. 2024): a sample is the density of its cells, and two are as far apart as those densities diverge.
+
+The symmetrised Kullback-Leibler divergence is estimated from distances to k-th nearest neighbours (Wang, Kulkarni & Verdu 2009).
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+NEIGHBOURS = 25
+MOST_CELLS = 500
+"""Of a sample whose distances are taken; its density is of all of them."""
+DIMENSIONS = 10
+
+
+def log_radii(x_nf: Floats, code_n: NDArray[np.int64], samples: int, k: int = NEIGHBOURS, most: int = MOST_CELLS) -> Floats:
+    """Mean log distance of each sample's cells (rows) to their k-th nearest cell of each sample (columns), a cell not counting itself.
+
+    Shape (samples, samples). ``k`` falls to the number of cells there are; NaN for samples of fewer than 2 cells.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    rng = np.random.default_rng(0)
+    order = np.argsort(code_n, kind="stable")
+    edges = np.searchsorted(code_n[order], np.arange(samples + 1))
+    rows = [order[a:b] for a, b in pairwise(edges)]
+    asked = [np.sort(rng.choice(own, most, replace=False)) if len(own) > most else own for own in rows]
+    ask_n = np.concatenate(asked) if asked else np.zeros(0, int)
+    from_n = np.repeat(np.arange(samples), [len(own) for own in asked])
+    sizes = np.bincount(from_n, minlength=samples)
+    out = np.full((samples, samples), np.nan)
+    for to, own in enumerate(rows):
+        if len(own) < 2:
+            continue
+        within = from_n == to
+        search = NearestNeighbors(n_neighbors=min(k + 1, len(own))).fit(x_nf[own])
+        radius_nk = search.kneighbors(x_nf[ask_n])[0]
+        # of its own sample a cell finds itself first, so that its k-th neighbour is the next one
+        other = min(k, len(own)) - 1
+        r_n = np.where(within, radius_nk[:, -1], radius_nk[:, other])
+        log_n = np.log(np.maximum(r_n, 1e-12))
+        total_s = np.bincount(from_n, weights=log_n, minlength=samples)
+        out[:, to] = np.divide(total_s, sizes, out=np.full(samples, np.nan), where=sizes > 1)
+    return out
+
+
+def divergences(x_nf: NDArray[Any], code_n: NDArray[np.int64], samples: int, k: int = NEIGHBOURS) -> Floats:
+    """Symmetrised divergence of each pair of samples, shape (samples, samples), 0 on the diagonal and nowhere below.
+
+    ``KL(i|j) = F mean log(r_j(x) / r_i(x)) + log(n_j / (n_i - 1))`` over the cells x of i, with F features and r_s the distance to the k-th
+    nearest cell of s.
+    """
+    x_nf = np.asarray(x_nf, np.float64)
+    log_ss = log_radii(x_nf, code_n, samples, k)
+    n_s = np.bincount(code_n[code_n >= 0], minlength=samples).astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        one_way = x_nf.shape[1] * (log_ss - np.diag(log_ss)[:, None]) + np.log(n_s)[None] - np.log(n_s - 1)[:, None]
+    both = np.maximum(one_way + one_way.T, 0)
+    np.fill_diagonal(both, 0)
+    return both
+
+
+def place(d_ss: Floats, train_s: NDArray[np.bool_], dimensions: int = DIMENSIONS) -> Floats:
+    """Coordinates of samples from distances: classical scaling of the training samples, the others placed by Gower's formula.
+
+    The distances are taken as squared Euclidean ones, which is what a divergence is like for small differences. Samples without distances
+    lie at the origin. Shape (samples, dimensions or fewer).
+    """
+    known_s = np.isfinite(d_ss).sum(1) > 1
+    train = np.flatnonzero(train_s & known_s)
+    if len(train) < 2:
+        return np.zeros((len(d_ss), 1))
+    own_tt = d_ss[np.ix_(train, train)]
+    column_t, whole = own_tt.mean(0), own_tt.mean()
+    values, vectors = np.linalg.eigh(-0.5 * (own_tt - column_t[:, None] - column_t[None] + whole))
+    kept = np.argsort(-values)[:dimensions]
+    kept = kept[values[kept] > 1e-9 * max(values.max(), 1e-300)]
+    if not len(kept):
+        return np.zeros((len(d_ss), 1))
+    to_st = np.where(known_s[:, None], d_ss[:, train], column_t[None])
+    return -0.5 * (to_st - column_t[None]) @ vectors[:, kept] / np.sqrt(values[kept])
+
+
+def gloscope_features(x_nf: Floats, code_n: NDArray[np.int64], train_s: NDArray[np.bool_]) -> Floats:
+    """Features of samples from the divergences of their cells; the directions are of the training samples only."""
+    return place(divergences(x_nf, code_n, len(train_s)), train_s)
