@@ -47,13 +47,14 @@ MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
     "cradle": {"data.n_top_genes": 5000, "train.most_epochs": 200, "train.adam_eps": 1e-8, "train.grad_clip": 100.0},
     "sampleclr": {
         "data.validation": 0.0,
-        "train.epochs": 100,
-        "train.batch_size": 32,
+        "train.most_epochs": 200,
+        "train.batch_size": 64,
         "train.optimizer": "adamw",
         "train.adam_eps": 1e-8,
         "train.lr": 3e-3,
         "train.weight_decay": 1e-2,
         "train.lr_decay": "cosine",
+        "train.lr_warmup": 0.05,
         "train.warmup": 0.5,
     },
 }

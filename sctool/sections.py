@@ -47,6 +47,7 @@ class TrainConfig(Section):
     adam_eps: float = Field(0.01, gt=0)
     grad_clip: float = Field(0.0, ge=0)
     lr_decay: Literal["none", "cosine"] = "none"
+    lr_warmup: float = Field(0.0, ge=0, le=1)
     ema: float = Field(0.0, ge=0, lt=1)
     warmup: float = Field(0.25, ge=0, le=1)
     patience: int = Field(45, ge=0)
@@ -256,32 +257,33 @@ class SampleCLRConfig(Section):
     task_weights: dict[str, Annotated[float, Field(ge=0)]] = {}
     covariates: list[str] = []
     cv: str = "auto"
-    repeats: int = Field(5, ge=1)
+    repeats: int = Field(3, ge=1)
     permutations: int = Field(200, ge=0)
-    cells_per_view: Annotated[int, Field(ge=1)] | Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)] = [
-        100,
-        500,
-    ]
+    cells_per_view: Annotated[int, Field(ge=1)] | Annotated[list[int], Field(min_length=2, max_length=2)] = [32, 128]
     cell_weights: str | None = None
     preset: Literal["tiny", "middle", "large"] = "tiny"
-    n_heads: int | None = Field(None, ge=1)
+    n_networks: int = Field(4, ge=2)
+    n_heads: int = Field(8, ge=1)
+    n_clusters: int = Field(15, ge=0)
+    n_values: int = Field(8, ge=0)
     n_hidden: int | None = Field(None, ge=1)
     n_layers: int | None = Field(None, ge=1)
     n_latent: int | None = Field(None, ge=1)
     attention_layers: int = Field(2, ge=1)
     attention_hidden: int | None = Field(None, ge=1)
     norm: Literal["layer", "batch", "none"] = "layer"
-    gumbel: bool = False
+    gumbel: bool = True
     loss: Literal["xsample", "infonce_cosine", "infonce_cauchy", "infonce_gaussian", "xsample_bce"] = "xsample"
-    temperature: float = Field(0.1, gt=0)
+    temperature: float = Field(0.3, gt=0)
+    label_temperature: float = Field(0.1, gt=0)
     graph_temperature: float = Field(0.2, gt=0)
     prior: str = "none"
     prior_scale: float = Field(5.0, gt=0)
-    contrast: bool = True
-    joint_contrast: float = Field(0.0, ge=0)
-    diversity: float = Field(1.0, ge=0)
-    joint_epochs: int = Field(100, ge=0)
-    batch_weight: float = Field(0.1, ge=0)
+    joint_contrast: float = Field(1.0, ge=0)
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    diversity: float = Field(0.1, ge=0)
+    task_epochs: int | None = Field(None, ge=1)
+    batch_weight: float = Field(0.5, ge=0)
 
 
 class EvalConfig(Section):

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
 from sctool.artifacts.atomic import atomic_file
-from sctool.bench.sample_importance import ByType, importance_blocks, importance_tests
+from sctool.bench.sample_importance import ByType, effects_by_type, importance_blocks, importance_tests
 from sctool.data.cohort import OWN, Cohort, Task
-from sctool.engine.samples import Blocks, Embedded
+from sctool.engine.samples import Blocks, Embedded, Seen
 
 
 def embeddings_table(cohort: Cohort, embedded: Embedded, shown: Sequence[str] = ()) -> pd.DataFrame:
@@ -55,24 +55,32 @@ def answer_columns(task: Task, values_sc: NDArray[np.float64]) -> pd.DataFrame:
 
 
 def write_importance(
-    folder: Path, module: Any, embedded: Embedded, blocks: Blocks, cohort: Cohort, tasks: Sequence[Task], rng: np.random.Generator
-) -> pd.DataFrame | None:
+    folder: Path, module: Any, seen: Seen, blocks: Blocks, cohort: Cohort, tasks: Sequence[Task], rng: np.random.Generator
+) -> float | None:
     """Write ``cell_importance.csv.gz`` and, with cell types, ``importance_by_celltype.csv`` and ``importance_tests.csv``.
 
     Returns
     -------
-    The last of them; None without types.
+    How well the networks for the tasks agree: mean rank correlation of their importances of cells; None without tasks.
     """
     by_type = ByType(cohort) if cohort.types_n is not None else None
-    with atomic_file(folder / "cell_importance.csv.gz") as partial, gzip.open(partial, "wt", compresslevel=4, newline="") as file:
-        for number, block in enumerate(importance_blocks(module, embedded, blocks, cohort, tasks)):
-            block.to_csv(file, index=False, header=number == 0, float_format="%.6g")
+    agreement: list[float] = []
+    with (
+        atomic_file(folder / "cell_importance.csv.gz") as partial,
+        partial.open("wb") as raw,
+        gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=4, mtime=0) as file,  # the same bytes at every call
+    ):
+        for number, block in enumerate(importance_blocks(module, seen, blocks, cohort)):
+            own = [key for key in block if str(key).startswith("network_")]
+            if own and len(block) > 1:
+                agreement.append(float(block[own].corr("spearman").to_numpy()[np.triu_indices(len(own), 1)].mean()))
+            block.drop(columns=own).to_csv(file, index=False, header=number == 0, float_format="%.6g")
             if by_type is not None:
                 by_type.add(block)
-    if by_type is None:
-        return None
-    table = by_type.table()
-    tests = importance_tests(table, rng)
-    table.to_csv(folder / "importance_by_celltype.csv", index=False)
-    tests.to_csv(folder / "importance_tests.csv", index=False)
-    return tests
+    if by_type is not None:
+        table = by_type.table()
+        if seen.told:
+            table = table.merge(effects_by_type(module, seen, blocks, cohort, tasks), on=["sample", "cell_type"], how="left")
+        table.to_csv(folder / "importance_by_celltype.csv", index=False)
+        importance_tests(table, rng).to_csv(folder / "importance_tests.csv", index=False)
+    return float(np.mean(agreement)) if agreement else None

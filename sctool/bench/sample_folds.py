@@ -19,7 +19,7 @@ Mask = NDArray[np.bool_]
 FORMS = "auto, donors:K, leave-one-donor-out, leave-one-study-out or none"
 FEWEST_DONORS = 2
 """Of each class in training."""
-_BINS, _TRIES = 4, 50
+_TRIES = 50
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def sample_folds(cohort: Cohort, task: Task, config: Config) -> list[SampleFold]
     Parameters
     ----------
     cohort, task
-        Classes and levels are spread evenly over the folds, numbers by their quarter.
+        Classes are spread evenly over the folds; donors of numbers and levels are shared out at random.
     config
         ``donors:K`` shares out whole donors K ways, ``sampleclr.repeats`` times; ``auto`` is 5 ways, or as many as the rarest class has
         donors; leaving out a donor or a study at a time is done once.
@@ -94,11 +94,10 @@ def sample_folds(cohort: Cohort, task: Task, config: Config) -> list[SampleFold]
     if donors < 3:
         raise SctoolError(f"{task.column} is known for {donors} donors: too few to hold any out", "give more donors, or --cv none")
     strata_s = np.zeros(len(truth_s), np.int64)
-    if task.kind == "regression":
-        strata_s[rows] = np.searchsorted(np.quantile(truth_s[rows], np.linspace(0, 1, _BINS + 1)[1:-1]), truth_s[rows], "right")
-    else:
+    if task.kind == "class":
+        # only classes: folds spread evenly by a number would make the mean of training an answer that shuffled numbers do not allow
         strata_s[rows] = truth_s[rows].astype(np.int64)
-        rarest = _enough(cohort, task, truth_s, rows, kind)
+        rarest = _rarest(cohort, task, truth_s, rows, kind)
         k = k or max(2, min(5, rarest))
     k = min(k or 5, donors)
     if kind == "study":
@@ -149,17 +148,16 @@ def _fold(cohort: Cohort, repeat: int, name: str, test_s: Mask) -> SampleFold:
     return SampleFold(repeat, name, cohort.usable_s & ~held, test_s)
 
 
-def _enough(cohort: Cohort, task: Task, truth_s: NDArray[Any], rows: NDArray[Any], kind: str) -> int:
-    """Donors of the rarest class; of levels none need have any to spare."""
+def _rarest(cohort: Cohort, task: Task, truth_s: NDArray[Any], rows: NDArray[Any], kind: str) -> int:
+    """How many donors the rarest class has."""
     by_class = [len(set(cohort.donor_s[rows][truth_s[rows] == c].tolist())) for c in range(len(task.order))]
-    if task.kind == "class" and kind != "study":
-        for name, donors in zip(task.order, by_class, strict=True):
-            if donors <= FEWEST_DONORS:
-                raise SctoolError(
-                    f"{task.column}: class {name!r} has {donors} donor{'s' * (donors != 1)} with enough cells; testing on a donor held out "
-                    f"takes {FEWEST_DONORS + 1}",
-                    "merge or leave out rare classes, lower --min-cells, or give --cv none",
-                )
+    for name, donors in zip(task.order, by_class, strict=True):
+        if kind != "study" and donors <= FEWEST_DONORS:
+            raise SctoolError(
+                f"{task.column}: class {name!r} has {donors} donor{'s' * (donors != 1)} with enough cells; "
+                f"testing on a donor held out takes {FEWEST_DONORS + 1}",
+                "merge or leave out rare classes, lower --min-cells, or give --cv none",
+            )
     return min(n for n in by_class if n)
 
 

@@ -1,4 +1,4 @@
-"""Which cells a network of samples looks at: by cell, and by donor and cell type, which is what a claim can rest on."""
+"""Which cells networks of samples look at: by cell, and by donor and cell type, which is what a claim can rest on."""
 
 from __future__ import annotations
 
@@ -9,47 +9,40 @@ import numpy as np
 import pandas as pd
 
 from sctool.data.cohort import Cohort, Task
-from sctool.engine.samples import Blocks, Embedded, cell_effects, cell_weights
+from sctool.engine.sample_importance import cell_weights, type_effects
+from sctool.engine.samples import Blocks, Seen
 
 FEWEST_DONORS = 3
 
 
-def importance_blocks(module: Any, embedded: Embedded, blocks: Blocks, cohort: Cohort, tasks: Sequence[Task]) -> Iterator[pd.DataFrame]:
-    """Cells block by block: ``cell, sample, [cell_type], w_1 ... w_H, enrichment, effect_...``.
+def importance_blocks(module: Any, seen: Seen, blocks: Blocks, cohort: Cohort) -> Iterator[pd.DataFrame]:
+    """Cells block by block: ``cell, sample, [cell_type], enrichment`` and, where there are tasks, ``network_1, network_2, ...``.
 
-    ``enrichment`` is the mean over heads of the weight times the number of cells of the sample, so 1 is what every cell would have if
-    all counted alike. ``effect`` is signed: by how much an output rises with the log of the cell's weight, times the number of cells.
+    An enrichment is the weight of a cell times the number of cells of its sample, mean over heads of attention, so 1 is what every cell
+    would have if all counted alike. With tasks it is the mean over the networks for them, each of which has a column; without, it is of
+    the encoder of the contrast, with a column ``w_1 ... w_H`` of the weight in each head.
     """
-    outputs = [(number, output, name) for number, task in enumerate(tasks) for output, name in _outputs(task)]
-    effects = [cell_effects(module, embedded, blocks, number, output) for number, output, _ in outputs]
+    encoders = seen.told or [seen.embedded]
     at = 0
-    for w_nh, *effect_n in zip(cell_weights(module, embedded, blocks), *effects, strict=True):
-        part = slice(at, at + len(w_nh))
-        at += len(w_nh)
+    for weights in zip(*(cell_weights(module, one, blocks) for one in encoders), strict=True):
+        part = slice(at, at + len(weights[0]))
+        at += len(weights[0])
         sample_n = cohort.sample_n[part]
         own = sample_n >= 0
-        n_cells_n = embedded.n_cells_s[sample_n[own]]
+        n_cells_n = seen.embedded.n_cells_s[sample_n[own]]
         table = pd.DataFrame({"cell": cohort.obs.index[part][own], "sample": cohort.samples[sample_n[own]]})
         if cohort.types_n is not None:
             table["cell_type"] = cohort.types_n[part][own]
-        for head in range(w_nh.shape[1]):
-            table[f"w_{head + 1}"] = w_nh[own, head]
-        table["enrichment"] = w_nh[own].mean(1) * n_cells_n
-        for (_, _, name), values in zip(outputs, effect_n, strict=True):
-            table[name] = values[own] * n_cells_n
-        yield table
-
-
-def _outputs(task: Task) -> list[tuple[int, str]]:
-    """Outputs of a head worth a column: of two classes the second only, of levels all thresholds as one."""
-    if task.kind == "class":
-        shown = list(enumerate(task.order))
-        return [(output, f"effect_{task.column}_{name}") for output, name in (shown[1:] if len(shown) == 2 else shown)]
-    return [(0, f"effect_{task.column}")]
+        each = [w_nh[own].mean(1) * n_cells_n for w_nh in weights]
+        table["enrichment"] = np.mean(each, axis=0)
+        columns = {f"network_{number + 1}": values for number, values in enumerate(each)}
+        if not seen.told:
+            columns = {f"w_{number + 1}": values for number, values in enumerate(weights[0][own].T)}
+        yield pd.concat([table, pd.DataFrame(columns, index=table.index)], axis=1)
 
 
 class ByType:
-    """Sums cells of a block into samples and types; :meth:`table` has a row for each that has cells."""
+    """Sums cells of blocks by sample and type; :meth:`table` has a row for each that has cells."""
 
     def __init__(self, cohort: Cohort) -> None:
         self.cohort = cohort
@@ -57,13 +50,12 @@ class ByType:
 
     def add(self, block: pd.DataFrame) -> None:
         """Take in a block of cells."""
-        heads = [key for key in block if key.startswith("w_")]
-        values = [*heads, "enrichment", *(key for key in block if key.startswith("effect_"))]
+        values = [key for key in block if str(key).startswith(("w_", "enrichment"))]
         grouped = block[block["cell_type"] != ""].groupby(["sample", "cell_type"], sort=False)
         self._parts.append(grouped[values].sum().assign(n_cells=grouped.size()))
 
     def table(self) -> pd.DataFrame:
-        """``sample, donor, cell_type, n_cells, share, enrichment, enrichment_h1 ..., effect_...``: means over the cells of the type."""
+        """``sample, donor, cell_type, n_cells, share, enrichment, [enrichment_h1 ...]``: means over the cells of the type."""
         sums = pd.concat(self._parts).groupby(level=[0, 1]).sum().reset_index()
         size = pd.Series(self.cohort.table["n_cells"].to_numpy(), self.cohort.samples)
         donor = pd.Series(self.cohort.donor_s, self.cohort.samples)
@@ -71,12 +63,34 @@ class ByType:
         table = pd.DataFrame({"sample": sums["sample"], "donor": sums["sample"].map(donor), "cell_type": sums["cell_type"]})
         table["n_cells"] = sums["n_cells"].astype(int)
         table["share"] = sums["n_cells"] / own
-        for key in sums:
-            if str(key).startswith("w_"):
-                table[f"enrichment_h{str(key)[2:]}"] = sums[key] * own / sums["n_cells"]
-            elif key == "enrichment" or str(key).startswith("effect_"):
-                table[key] = sums[key] / sums["n_cells"]
+        table["enrichment"] = sums["enrichment"] / sums["n_cells"]
+        for key in map(str, sums.columns):
+            if key.startswith("w_"):
+                table[f"enrichment_h{key[2:]}"] = sums[key] * own / sums["n_cells"]
         return table
+
+
+def effects_by_type(module: Any, seen: Seen, blocks: Blocks, cohort: Cohort, tasks: Sequence[Task]) -> pd.DataFrame:
+    """``sample, cell_type, effect_...``: what leaving a type out takes from the answer, mean over networks.
+
+    Of two classes the second's, of levels the mean over thresholds, of a number in its standard deviations.
+    """
+    assert cohort.types_n is not None
+    names, code_n = np.unique(cohort.types_n.astype(str), return_inverse=True)
+    if names[0] == "":
+        names, code_n = names[1:], code_n - 1
+    n_types = len(names)
+    found = [type_effects(module, one, number, blocks, code_n, n_types) for number, one in enumerate(seen.told)]
+    table = pd.DataFrame({"sample": np.repeat(cohort.samples, n_types), "cell_type": np.tile(names, len(cohort))})
+    for number, task in enumerate(tasks):
+        mean_sto = np.mean([one[number] for one in found], axis=0)
+        if task.kind == "class":
+            shown = list(enumerate(task.order))
+            for output, name in shown[1:] if len(shown) == 2 else shown:
+                table[f"effect_{task.column}_{name}"] = mean_sto[..., output].ravel()
+        else:
+            table[f"effect_{task.column}"] = mean_sto.mean(2).ravel()
+    return table
 
 
 def importance_tests(by_type: pd.DataFrame, rng: np.random.Generator, draws: int = 2000) -> pd.DataFrame:

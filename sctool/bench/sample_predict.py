@@ -16,9 +16,10 @@ from sctool.artifacts.model_folder import ModelFolder
 from sctool.artifacts.result_folder import result_folder
 from sctool.bench.sample_files import answer_columns, distances_table, embeddings_table, write_importance
 from sctool.config import Config
+from sctool.data.cohort import Task
+from sctool.engine.sample_answers import Blend, probed
 from sctool.engine.sample_query import open_sample_query
-from sctool.engine.samples import answers, embed_samples
-from sctool.models.classify.calibration import Calibration
+from sctool.engine.samples import Seen, see
 
 FAR = 0.99
 """Quantile of the training samples' distances to their nearest neighbour, beyond which a new one is far from all."""
@@ -68,53 +69,45 @@ def predict_samples(
     for note in query.notes:
         say(f"note: {note}")
     cohort, n = query.cohort, len(query.cohort)
-    embedded = embed_samples(query.module, query.blocks, n)
+    seen = see(query.module, query.blocks, n, query.tasks, query.scales)
     about = folder.manifest["data"]
     known = folder.table("embeddings")
     known_td = known[[key for key in known if key[:1] == "e" and key[1:].isdigit()]].to_numpy(np.float32)
-    distance_s = nearest(embedded.embedding_sd, known_td)
-    tables = embeddings_table(cohort, embedded)
+    distance_s = nearest(seen.embedded.embedding_sd, known_td)
+    tables = embeddings_table(cohort, seen.embedded)
     tables.insert(4, "nearest_training", distance_s)
     tables.insert(5, "far", distance_s > about["reach"])
-    made = answers(query.module, embedded.z_sd, query.tasks, query.scales)
+    own_s = known["enough_cells"].to_numpy(bool)
+    blends = {task.column: Blend.from_json(about["blends"][task.column]) for task in query.tasks}
+    truth = {task.column: task.encode(known[task.column])[own_s] for task in query.tasks}
+
+    def said(seen: Seen, task: Task) -> NDArray[np.float64]:
+        blend = blends[task.column]
+        probe_sc = probed(task, known_td[own_s], truth[task.column], seen.embedded.embedding_sd, blend.share_c)
+        return blend(task, [one[task.column] for one in seen.answers], probe_sc)
+
     rng = np.random.default_rng(config.seed)
-    drawn: dict[str, list[NDArray[np.float64]]] = {task.column: [] for task in query.tasks}
-    for _ in range(draws if query.tasks else 0):
-        again = answers(query.module, embed_samples(query.module, query.blocks, n, rng).z_sd, query.tasks, query.scales)
-        for key, values_sc in again.items():
-            drawn[key].append(values_sc)
+    again = [see(query.module, query.blocks, n, query.tasks, query.scales, rng) for _ in range(draws if query.tasks else 0)]
     parts = []
     for task in query.tasks:
-        values_sc = made[task.column]
-        if task.kind == "class":
-            values_sc = calibrated(values_sc, about["calibrations"].get(task.column))
+        values_sc = said(seen, task)
         part = tables[["sample", "donor", "n_cells", "enough_cells", "far"]].copy()
         part["task"] = task.column
         part = pd.concat([part, answer_columns(task, values_sc)], axis=1)
         if draws:
-            part["sd"] = np.stack([_spread(task.kind, one) for one in drawn[task.column]]).std(0)
+            part["sd"] = np.stack([_spread(task.kind, said(one, task)) for one in again]).std(0)
         parts.append(part)
     predictions = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-    figures: dict[str, Any] = {"samples": n, "cells": int(embedded.n_cells_s.sum()), "model": str(folder.path)}
+    figures: dict[str, Any] = {"samples": n, "cells": int(seen.embedded.n_cells_s.sum()), "model": str(folder.path)}
     with result_folder(results, force=force) as partial:
         tables.to_csv(partial / "embeddings.csv", index=False)
-        distances_table(cohort, embedded.embedding_sd).to_csv(partial / "distances.csv", index=False)
+        distances_table(cohort, seen.embedded.embedding_sd).to_csv(partial / "distances.csv", index=False)
         if parts:
             predictions.to_csv(partial / "predictions.csv", index=False)
         if importance:
-            write_importance(partial, query.module, embedded, query.blocks, cohort, query.tasks, rng)
+            write_importance(partial, query.module, seen, query.blocks, cohort, query.tasks, rng)
         write_json(partial / "metrics.json", {"task": "samples", "kind": "prediction", **figures})
     return tables, predictions
-
-
-def calibrated(p_sc: NDArray[np.float64], stored: dict[str, Any] | None) -> NDArray[np.float64]:
-    """Probabilities after the calibration that a model has, if it has one; NaN stays."""
-    if stored is None:
-        return p_sc
-    known = np.isfinite(p_sc).all(1)
-    out = p_sc.copy()
-    out[known] = Calibration.from_json(stored).proba(np.log(np.maximum(p_sc[known], 1e-12)))
-    return out
 
 
 def _spread(kind: str, values_sc: NDArray[np.float64]) -> NDArray[np.float64]:

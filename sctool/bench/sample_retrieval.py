@@ -23,7 +23,7 @@ from sctool.models.samples.baselines import BASELINES
 Embed = Callable[[Mask, str], NDArray[np.float64]]
 """From the samples to fit on and the name of a part of the cells to a representation of all samples by those cells."""
 SIZES = (25, 50, 100, 250, 500, 1000)
-DRAWN = ("mean", "mean_sd", "composition_clr", "mean_and_composition")
+DRAWN = ("mean", "mean_sd", "lda", "composition_clr", "mean_and_composition")
 """Baselines that can be made of any part of a sample's cells."""
 
 
@@ -100,7 +100,7 @@ def retrieval_tables(
             z = {key: np.asarray(embed(fold.train_s, key), np.float64)[usable] for key in parts.cells}
             each = [half_hits(z[f"half/{r}/a"], z[f"half/{r}/b"], donor_s) for r in range(parts.repeats)]
             hits_s[held_s] = np.mean([own_s for own_s, _ in each], 0)[held_s]
-            by_donor_s[held_s] = np.mean([other_s for _, other_s in each], 0)[held_s]
+            by_donor_s[held_s] = np.mean([other_s for _, other_s in each if other_s is not None], 0)[held_s]
             scale_d = z["all"].std(0)
             scale_d = np.where(scale_d > 1e-12, scale_d, np.inf)
             apart = float(np.median(sample_distances(z["all"] / scale_d, "euclidean")[np.triu_indices(len(usable), 1)]))

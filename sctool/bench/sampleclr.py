@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,37 +10,31 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from sctool.artifacts.atomic import write_json
 from sctool.artifacts.model_folder import ModelFolder, RunPlace, amend
 from sctool.artifacts.result_folder import result_folder
 from sctool.bench.evaluation import Evaluation
+from sctool.bench.sample_confounding import confounding
 from sctool.bench.sample_files import distances_table, embeddings_table, write_importance
 from sctool.bench.sample_folds import SampleFold, codes, plain_folds, sample_folds
 from sctool.bench.sample_predict import reach
-from sctool.bench.sample_quality import confounding
 from sctool.bench.sample_retrieval import Parts, baseline_embeds, retrieval_tables
+from sctool.bench.sample_tables import combined, figures, verdicts
 from sctool.bench.samples import Contestant, baseline_contestants, evaluate_samples
 from sctool.config import Config
 from sctool.data.check_samples import open_cohort
-from sctool.data.cohort import Cohort, Mask, Task
+from sctool.data.cohort import Cohort, Task
 from sctool.data.samples import prepare_samples
 from sctool.engine.query import load_module
 from sctool.engine.run import run_settings, run_training
-from sctool.engine.sample_folds import FoldNetworks
-from sctool.engine.samples import embed_samples, in_blocks, represent, sample_stages
+from sctool.engine.sample_answers import Blend
+from sctool.engine.sample_folds import FoldNetworks, shares
+from sctool.engine.samples import in_blocks, represent, sample_stages, see
 from sctool.engine.trainer import Reporter
-from sctool.models.classify.calibration import Calibration
 from sctool.models.registry import BUILDERS
 
 PROBED, SUPERVISED, ALONE = "SampleCLR + linear probe", "SampleCLR", "attention alone"
-SHOWN = {
-    "class": ("auc", "balanced_accuracy", "log_loss"),
-    "regression": ("r2", "spearman", "mae"),
-    "ordinal": ("quadratic_kappa", "spearman", "mae"),
-}
-"""Scores shown of a kind of task."""
 
 
 @dataclass(frozen=True)
@@ -140,49 +134,42 @@ def train_cohort(
         say(line)
     folder = run_training("sampleclr", BUILDERS["sampleclr"], prepared, config, place, stages=sample_stages, reporter=reporter)
     module, blocks = load_module(folder, BUILDERS["sampleclr"]), in_blocks(prepared.matrix, cohort.sample_n)
-    embedded = embed_samples(module, blocks, len(cohort))
-    table = embeddings_table(cohort, embedded, [task.column for task in tasks])
-    about = {"reach": reach(embedded.embedding_sd[cohort.usable_s]), "calibrations": test.calibrations()}
+    seen = see(module, blocks, len(cohort), tasks, prepared.about["scales"])
+    table = embeddings_table(cohort, seen.embedded, [task.column for task in tasks])
+    blends = {
+        task.column: Blend.fit(
+            task,
+            [one[task.column] for one in seen.answers],
+            seen.embedded.embedding_sd,
+            codes(cohort, task),
+            prepared.inner,
+            shares(cohort, task),
+        )
+        for task in tasks
+    }
+    about = {"reach": reach(seen.embedded.embedding_sd[cohort.usable_s]), "blends": {name: one.to_json() for name, one in blends.items()}}
     folder = amend(folder, {"data": {**folder.manifest["data"], **about}}, {"embeddings": table})
-    metrics = _metrics(made, evaluations, retrieval)
+    metrics = figures(
+        evaluations,
+        tasks,
+        batch_key=config.data.batch_key,
+        study_key=config.sampleclr.study_key,
+        n_samples=len(cohort),
+        retrieval={row["name"]: {key: row[key] for key in ("top1", "low", "high", "chance")} for row in retrieval.to_dict("records")},
+    )
     with result_folder(results, force=force) as partial:
         table.to_csv(partial / "embeddings.csv", index=False)
-        distances_table(cohort, embedded.embedding_sd).to_csv(partial / "distances.csv", index=False)
-        write_importance(partial, module, embedded, blocks, cohort, tasks, np.random.default_rng(config.seed))
-        for name, one in _tables(evaluations, retrieval, robustness, made.confounded).items():
+        distances_table(cohort, seen.embedded.embedding_sd).to_csv(partial / "distances.csv", index=False)
+        stability = write_importance(partial, module, seen, blocks, cohort, tasks, np.random.default_rng(config.seed))
+        metrics["importance_stability"] = stability
+        for name, one in combined(evaluations, retrieval=retrieval, robustness=robustness, confounding=made.confounded).items():
             one.to_csv(partial / f"{name}.csv", index=False)
         write_json(partial / "metrics.json", metrics)
     return Trained(folder, evaluations, retrieval, metrics, _lines(evaluations, retrieval))
 
 
-def _tables(
-    evaluations: list[Evaluation], retrieval: pd.DataFrame, robustness: pd.DataFrame, confounded: pd.DataFrame
-) -> dict[str, pd.DataFrame]:
-    """Tables of all tasks together, without those that are empty."""
-    parts: dict[str, list[pd.DataFrame]] = {}
-    for one in evaluations:
-        for name, table in {"scores": one.scores, **one.tables}.items():
-            parts.setdefault(name, []).append(table)
-    tables = {name: pd.concat(found, ignore_index=True) for name, found in parts.items() if name != "folds"}
-    tables |= {"folds": parts["folds"][0]} if "folds" in parts else {}
-    tables |= {"retrieval": retrieval, "robustness": robustness, "confounding": confounded}
-    return {name: table for name, table in tables.items() if len(table)}
-
-
-def _metrics(made: Plan, evaluations: list[Evaluation], retrieval: pd.DataFrame) -> dict[str, Any]:
-    return {
-        "task": "samples",
-        "tasks": [{"column": task.column, "kind": task.kind, "order": list(task.order)} for task in made.tasks],
-        "batch_key": made.config.data.batch_key,
-        "study_key": made.config.sampleclr.study_key,
-        "n_samples": len(made.cohort),
-        "predicted": {str(one.about["target"]): one.metrics for one in evaluations},
-        "retrieval": {row["name"]: {key: row[key] for key in ("top1", "low", "high", "chance")} for row in retrieval.to_dict("records")},
-    }
-
-
 def _lines(evaluations: list[Evaluation], retrieval: pd.DataFrame) -> list[str]:
-    lines = [line for one in evaluations for line in (*one.verdict(), *one.notes)]
+    lines = verdicts(evaluations)
     if len(retrieval):
         own, others = retrieval[retrieval["name"] == PROBED], retrieval[retrieval["name"] != PROBED]
         best = others.iloc[int(others["top1"].to_numpy().argmax())]
@@ -200,21 +187,21 @@ class _Test:
         self.made, self.done, self.tick = made, 0, tick
         self.total = len(made.folds) * (1 + bool(made.tasks))
         self.parts = Parts(made.cohort, made.config.seed)
-        alone = made.config.replaced({"sampleclr.contrast": False})
+        alone = made.config.replaced({"sampleclr.joint_contrast": 0.0, "sampleclr.gumbel": False, "sampleclr.label_smoothing": 0.0})
         given = made.cohort, made.tasks
-        self.networks = FoldNetworks(*given, made.config, self.parts.cells, place, "fold", partial(self._count, "SampleCLR"))
-        self.alone = FoldNetworks(*given, alone, {}, place, "alone", partial(self._count, "attention alone"))
+        self.networks = FoldNetworks(*given, made.config, self.parts.cells, place, "fold", True, partial(self._count, "SampleCLR"))
+        self.alone = FoldNetworks(*given, alone, {}, place, "alone", False, partial(self._count, "attention alone"))
 
     def _count(self, what: str) -> None:
         self.done += 1
         self.tick(what, self.done, self.total)
 
     def contestants(self, task: Task) -> list[Contestant]:
-        """Ours, then the same network without the contrast, then simple summaries."""
+        """Ours, then attention learned from the labels alone, then simple summaries."""
         return [
             Contestant(PROBED, "self-supervised", features=self.networks.embedding),
-            Contestant(SUPERVISED, "supervised", predict=partial(self._answers, self.networks, task)),
-            Contestant(ALONE, "baseline", predict=partial(self._answers, self.alone, task)),
+            Contestant(SUPERVISED, "supervised", predict=lambda train_s: self.networks.answers(train_s, task)),
+            Contestant(ALONE, "baseline", predict=lambda train_s: self.alone.answers(train_s, task)),
             *baseline_contestants(self.made.cohort, self.made.config),
         ]
 
@@ -223,33 +210,3 @@ class _Test:
         folds = [fold for fold in self.made.folds if fold.repeat == 0]
         embeds = {PROBED: self.networks.by_part, **baseline_embeds(self.made.cohort, self.parts)}
         return retrieval_tables(self.made.cohort, embeds, folds, self.parts)
-
-    def _answers(self, networks: FoldNetworks, task: Task, train_s: Mask) -> NDArray[np.float64]:
-        """Answers of the network of a fold, calibrated by those that the other folds of its repeat gave to their held-out samples."""
-        values_sc = networks.answers(train_s, task)
-        if task.kind != "class":
-            return values_sc
-        own = next(fold for fold in self.made.folds if np.array_equal(fold.train_s, train_s))
-        others = [fold for fold in self.made.folds if fold.repeat == own.repeat and fold is not own]
-        return self._calibration(networks, task, others).proba(np.log(np.maximum(values_sc, 1e-12)))
-
-    def _calibration(self, networks: FoldNetworks, task: Task, folds: Sequence[SampleFold]) -> Calibration:
-        truth_s = codes(self.made.cohort, task)
-        logits, truth = [], []
-        for fold in folds:
-            own_s = fold.test_s & np.isfinite(truth_s)
-            logits.append(np.log(np.maximum(networks.answers(fold.train_s, task)[own_s], 1e-12)))
-            truth.append(truth_s[own_s].astype(np.int64))
-        if not sum(map(len, truth)):
-            return Calibration()
-        return Calibration.fit("temperature", np.concatenate(logits), np.concatenate(truth))
-
-    def calibrations(self) -> dict[str, Any]:
-        """Of each class task, for the final network: from all held-out samples."""
-        if not self.made.folds:
-            return {}
-        return {
-            task.column: self._calibration(self.networks, task, self.made.folds).to_json()
-            for task in self.made.tasks
-            if task.kind == "class"
-        }

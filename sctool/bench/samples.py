@@ -12,8 +12,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sctool.bench.evaluation import Evaluation
+from sctool.bench.sample_confounding import confounding
 from sctool.bench.sample_folds import SampleFold, codes, folds_table, sample_folds
-from sctool.bench.sample_quality import confounding
 from sctool.config import Config
 from sctool.data.cohort import Cohort, Task
 from sctool.errors import SctoolError

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sctool.cli import options as o
+from sctool.cli import samples
 from sctool.cli.many import ManyValues
 from sctool.cli.session import Session, evaluation_table
 from sctool.errors import SctoolError
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 INTEGRATION_SHOWN = ("total", "batch", "bio", "ilisi", "kbet", "nmi")
 app = typer.Typer(no_args_is_help=True, help="Score models and predictions beside simple baselines.")
+
+app.command("samples", cls=ManyValues)(samples.evaluate)
 
 Models = Annotated[list[Path] | None, typer.Option("--model", help="A model folder; give several to compare them.")]
 Neighbors = Annotated[int | None, typer.Option(help="Neighbours in the vote.")]

@@ -179,7 +179,7 @@ KEYS = {
     "sample_cv": "sampleclr.cv",
     "sample_repeats": "sampleclr.repeats",
     "permutations": "sampleclr.permutations",
-    "joint_epochs": "sampleclr.joint_epochs",
+    "task_epochs": "sampleclr.task_epochs",
     "prior": "sampleclr.prior",
     "neighbors": "eval.neighbors",
     "splits": "eval.split_seeds",

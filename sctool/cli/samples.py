@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sctool.bench.sampleclr import Trained
 
 _DATA, _MODEL, _TEST = "Data", "Model", "Test"
+SPARE = {"retention": "targets kept", "removal": "technical removed", "total": "total", "replicates": "samples of a donor near"}
 
 
 def train(
@@ -56,7 +57,7 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.", rich_help_panel=_TEST)] = False,
     plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw the result, as `sctool plot` does.")] = True,
     epochs: Annotated[int | None, typer.Option(help="Of the contrast alone.", rich_help_panel="Training")] = None,
-    joint_epochs: Annotated[int | None, typer.Option(help="With the heads, after it.", rich_help_panel="Training")] = None,
+    task_epochs: Annotated[int | None, typer.Option(help="Of the tasks.", rich_help_panel="Training")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Most samples in a minibatch.", rich_help_panel="Training")] = None,
     lr: o.LearningRate = None,
     patience: o.Patience = None,
@@ -173,6 +174,74 @@ def predict(
     session.result({"results": str(results), **figures}, [score_table(results.name, ["what", "samples"], rows)], [*lines, str(results)])
 
 
+def evaluate(
+    data: Annotated[Path | None, typer.Argument(help="The .h5ad of the cells, for baselines made of them. Default: none.")] = None,
+    embeddings: Annotated[
+        list[Path] | None, typer.Option(help="CSV with a row for each sample: its name and its dimensions; may be repeated.")
+    ] = None,
+    metadata: Annotated[
+        Path | None, typer.Option(help="CSV with a row for each sample. Default: other columns of the first embedding, and of DATA.")
+    ] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN[:KIND]", help="What should be there: class, regression or ordinal; may be repeated.")
+    ] = None,
+    technical: Annotated[
+        list[str] | None, typer.Option(help="Column that should not be there, such as the batch; may be repeated.")
+    ] = None,
+    covariate: Annotated[list[str] | None, typer.Option(help="Column that the baseline of covariates may use; may be repeated.")] = None,
+    sample_key: Annotated[str | None, typer.Option(help="Column of samples. Default: sample, or the first.", rich_help_panel=_DATA)] = None,
+    donor_key: o.DonorKey = None,
+    study_key: o.StudyKey = None,
+    rep: o.Rep = None,
+    label_key: Annotated[str | None, typer.Option(help="obs column of cell types of DATA, for baselines.", rich_help_panel=_DATA)] = None,
+    sample_cv: Annotated[
+        str | None,
+        typer.Option("--cv", help="auto, donors:K, leave-one-donor-out or leave-one-study-out.", rich_help_panel=_TEST),
+    ] = None,
+    sample_repeats: Annotated[int | None, typer.Option("--repeats", help="Of the folds.", rich_help_panel=_TEST)] = None,
+    permutations: Annotated[int | None, typer.Option(help="Shuffles behind a p-value; 0: none.", rich_help_panel=_TEST)] = None,
+    counts_layer: o.CountsLayer = None,
+    n_top_genes: o.TopGenes = None,
+    name: o.Name = None,
+    out: o.Out = None,
+    seed: o.Seed = None,
+    device: o.Device = None,
+    threads: o.Threads = None,
+    config: o.ConfigFile = None,
+    set_: o.Set = None,
+    force: o.Force = False,
+    json_: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Score anyone's embedding of samples by a linear probe on donors held out; writes results/samples/RUN/.
+
+    The embedding is taken as it is: what made it may have seen the donors that are held out here, and if it saw their labels, the scores
+    mean nothing.
+    """
+    flags = {key: value for key, value in locals().items() if key != "target"} | {"task": target}
+    session = Session(flags, "sampleclr")
+    if not embeddings:
+        raise SctoolError("nothing to score", "give --embeddings embeddings.csv")
+    if not target:
+        raise SctoolError("there is no target", "give a column of the metadata with --target")
+    from sctool.artifacts.result_folder import check_free
+
+    stems = [path.resolve().parent.name if path.stem == "embeddings" else path.stem for path in embeddings]
+    run = stems[0] if len(stems) == 1 else f"{stems[0]}-and-{stems[1] if len(stems) == 2 else f'{len(stems) - 1}-more'}"
+    results = session.out / "results" / "samples" / (session.name or run)
+    check_free(results, force=session.force)
+    session.limit_threads()
+    from sctool.bench.sample_eval import evaluate_embeddings
+    from sctool.bench.sample_tables import SHOWN
+
+    made = evaluate_embeddings(embeddings, metadata, data, session.config, technical or [], session.say)
+    made.write(results, force=session.force)
+    tables = [evaluation_table(one, SHOWN[one.about["kind"]]) for one in made.evaluations]
+    rows = [[row["name"], *(f"{row[key]:.3f}" if row[key] == row[key] else "-" for key in SPARE)] for row in made.spare.to_dict("records")]
+    tables.append(score_table("SPARE, 3 nearest samples, 0 to 1", ["name", *SPARE.values()], rows))
+    session.result({"results": str(results), **made.metrics}, tables, [*made.lines, str(results)])
+
+
 def _numbers(text: str) -> str:
     found = re.fullmatch(r"(\d+)(?:[-:,](\d+))?", text.strip())
     if not found:
@@ -181,7 +250,7 @@ def _numbers(text: str) -> str:
 
 
 def _print(session: Session, made: Trained, results: Path) -> None:
-    from sctool.bench.sampleclr import SHOWN
+    from sctool.bench.sample_tables import SHOWN
 
     values = {"model": str(made.folder.path), "results": str(results), **made.metrics}
     tables = [evaluation_table(one, SHOWN[one.about["kind"]]) for one in made.evaluations]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -73,6 +73,8 @@ class Cohort:
         Type of each cell, "" where missing; None without a column of types.
     usable_s
         Samples with enough cells to train on and to be scored.
+    memo
+        What :meth:`remembered` keeps; a copy made by ``dataclasses.replace`` has none.
     """
 
     samples: NDArray[Any]
@@ -83,6 +85,7 @@ class Cohort:
     types_n: NDArray[Any] | None
     source: Representation
     usable_s: Mask
+    memo: dict[str, tuple[bytes, Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -102,6 +105,13 @@ class Cohort:
     def features(self, train_s: Mask) -> Matrix:
         """Features of all cells, shape (cells, features), with anything that is fitted fitted on the cells of ``train_s`` only."""
         return self.source.features(self.cells(train_s))
+
+    def remembered(self, what: str, train_s: Mask, make: Callable[[], Any]) -> Any:
+        """What was made for the last training samples, or is made now: several baselines ask for the same in each fold."""
+        key = np.packbits(train_s).tobytes()
+        if what not in self.memo or self.memo[what][0] != key:
+            self.memo[what] = key, make()
+        return self.memo[what][1]
 
     def truth(self, task: Task) -> NDArray[Any]:
         """Of each sample: names of classes ("" missing), numbers or levels (NaN missing)."""

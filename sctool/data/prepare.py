@@ -99,6 +99,10 @@ class Prepared:
         """Rows of a part."""
         return np.flatnonzero(self.split == part)
 
+    def epochs(self, most: int) -> int:
+        """So many epochs, fewer for more than 20,000 cells, so that as many are seen: the rule of scvi-tools."""
+        return default_epochs(len(self.rows("train")), most)
+
     def labels(self, config: Config) -> NDArray[Any] | None:
         """What the balanced sampler gives equal mass, "" where unknown; None without a column of labels."""
         key = config.data.label_key
@@ -108,6 +112,11 @@ class Prepared:
         """What gives minibatches; columns are taken once where the matrix is in memory, and at every fetch where it is on disk."""
         matrix = self.matrix if on_disk else self.matrix[:, self.columns]
         return CellStore(matrix, self.codes, self.obs.index, self.columns if on_disk else None, device, self.totals)
+
+
+def default_epochs(n_rows: int, most: int = 400, enough: int = 20_000) -> int:
+    """So many epochs, fewer for more rows than ``enough``, so that as many are seen."""
+    return int(min(most, max(1, round(most * enough / n_rows))))
 
 
 def prepare_counts(path: Path, config: Config, demo: Demo | None = None) -> Prepared:

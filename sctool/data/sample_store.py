@@ -29,7 +29,7 @@ class SampleBatch(NamedTuple):
     batch_s: Tensor
     """Code of the batch of each sample, -1 where unknown."""
     same_ss: Tensor
-    """Pairs that are the same sample, drawn twice, which are no negatives of each other."""
+    """Pairs of one donor (or the same sample, drawn twice), which are no negatives of each other."""
     graph_ss: Tensor | None
     """Given similarities of the samples."""
 
@@ -50,8 +50,8 @@ class SampleStore:
         Of the samples.
     cells_per_view
         A number, or the least and the most, between which each view of each sample draws its own.
-    targets, batch_s
-        Of all samples.
+    targets, batch_s, donor_s
+        Of all samples; donors as codes.
     graph_ss
         Similarities of all samples.
     weight_n
@@ -66,6 +66,7 @@ class SampleStore:
         cells_per_view: int | Sequence[int],
         targets: Mapping[str, NDArray[np.float64]] | None = None,
         batch_s: NDArray[np.int64] | None = None,
+        donor_s: NDArray[np.int64] | None = None,
         graph_ss: NDArray[np.float32] | None = None,
         weight_n: NDArray[np.float64] | None = None,
         device: torch.device | str = "cpu",
@@ -82,6 +83,7 @@ class SampleStore:
         self._targets = {key: torch.as_tensor(y_s, dtype=torch.float32).to(self.device) for key, y_s in (targets or {}).items()}
         unknown = np.full(len(names), -1)
         self._batch_s = torch.as_tensor(unknown if batch_s is None else batch_s, dtype=torch.long).to(self.device)
+        self._donor_s = torch.as_tensor(np.arange(len(names)) if donor_s is None else donor_s, dtype=torch.long).to(self.device)
         self._graph_ss = None if graph_ss is None else torch.as_tensor(graph_ss, dtype=torch.float32).to(self.device)
 
     def __len__(self) -> int:
@@ -94,7 +96,8 @@ class SampleStore:
     def batch(self, rows: NDArray[np.int64]) -> SampleBatch:
         """Two views of the samples at ``rows``, repeats allowed."""
         row_s = torch.as_tensor(rows, dtype=torch.long).to(self.device)
-        same_ss = row_s.unsqueeze(0) == row_s.unsqueeze(1)
+        own_s = self._donor_s[row_s]
+        same_ss = own_s.unsqueeze(0) == own_s.unsqueeze(1)
         graph_ss = None if self._graph_ss is None else self._graph_ss[row_s][:, row_s]
         targets = {key: y_s[row_s] for key, y_s in self._targets.items()}
         return SampleBatch(self._view(row_s), self._view(row_s), targets, self._batch_s[row_s], same_ss, graph_ss)

@@ -10,10 +10,14 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import NDArray
+from sklearn.metrics import pairwise_distances_argmin
 
 from sctool.config import Config
+from sctool.data.clusters import cluster_centres
 from sctool.data.cohort import Cohort, Mask, Task, text
-from sctool.data.prepare import Prepared
+from sctool.data.folds import Rows, inner_folds
+from sctool.data.prepare import Prepared, default_epochs
+from sctool.data.representation import Matrix
 from sctool.data.sample_store import SampleStore
 from sctool.data.splits import split_groups
 from sctool.data.vocabulary import Vocabulary
@@ -29,6 +33,8 @@ class PreparedSamples(Prepared):
     cells_per_view: int | Sequence[int] = 100
     graph_ss: NDArray[np.float32] | None = None
     weight_n: NDArray[np.float64] | None = None
+    inner: tuple[tuple[Rows, Rows], ...] = ()
+    """Of each network for the tasks: samples it is trained on, and those of other donors that it is judged on."""
     unit = "sample"
 
     @property
@@ -43,6 +49,10 @@ class PreparedSamples(Prepared):
         said = ", ".join(f"{n:,} {part}" for part, n in sizes.items() if n)
         return [f"{said} samples; {self.matrix.shape[1]} features of {len(self.matrix):,} cells ({self.about['rep']})"]
 
+    def epochs(self, most: int) -> int:
+        """So many, fewer for more than 64 samples, so that about as many are seen, but not below a fifth."""
+        return max(default_epochs(len(self.rows("train")), most, 64), most // 5)
+
     def labels(self, config: Config) -> NDArray[Any] | None:
         """Classes of the first task that has any."""
         for task in self.about["tasks"]:
@@ -54,10 +64,9 @@ class PreparedSamples(Prepared):
         """What draws views."""
         assert self.sample_n is not None
         names = self.obs.index.astype(str).tolist()
-        batch_s = self.codes.get("batch")
-        return SampleStore(
-            self.matrix, self.sample_n, names, self.cells_per_view, self.targets, batch_s, self.graph_ss, self.weight_n, device
-        )
+        batch_s, donor_s = self.codes.get("batch"), self.codes["donor"]
+        given = self.targets, batch_s, donor_s, self.graph_ss, self.weight_n
+        return SampleStore(self.matrix, self.sample_n, names, self.cells_per_view, *given, device)
 
 
 def prepare_samples(cohort: Cohort, tasks: Sequence[Task], config: Config, train_s: Mask) -> PreparedSamples:
@@ -79,14 +88,22 @@ def prepare_samples(cohort: Cohort, tasks: Sequence[Task], config: Config, train
     train_nf = x_nf[own_n]
     centre_f, scale_f = train_nf.mean(0), train_nf.std(0)
     scale_f = np.where(scale_f > 0, scale_f, 1.0).astype(np.float32)
-    mean_sf = _sample_means((x_nf - centre_f) / scale_f, cohort.sample_n, len(cohort))[train_s]
-    spread_f = mean_sf.std(0)
-    initial = {"centre_f": centre_f, "scale_f": scale_f, "level_f": mean_sf.mean(0), "spread_f": np.where(spread_f > 0, spread_f, 1.0)}
+    k = settings.n_clusters
+    centre_kf = cluster_centres(train_nf, k, config.seed) if k else np.zeros((0, x_nf.shape[1]), np.float32)
+    plain_sv = _plain(x_nf, centre_f, scale_f, centre_kf, cohort)[train_s]
+    spread_v = plain_sv.std(0)
+    initial = {"centre_f": centre_f, "scale_f": scale_f, "encoder.centre_kf": (centre_kf - centre_f) / scale_f, "encoder.metric_f": scale_f}
+    initial |= {"encoder.level_v": plain_sv.mean(0), "encoder.spread_v": np.where(spread_v > 1e-6, spread_v, 1.0)}
     genes: dict[str, list[str]] = {"name": []}
     if projection is not None:
         initial |= {"mean_g": projection.mean_g, "components_gf": projection.components_gf}
         genes = {kind: [names[column] for column in projection.columns] for kind, names in cohort.source.genes.items()}
     scales = {task.column: _scale(task.encode(cohort.table[task.column])[train_s]) for task in tasks if task.kind == "regression"}
+    for number, task in enumerate(tasks):
+        if task.kind == "class":  # classes weigh the same in total
+            code_s = task.encode(cohort.table[task.column])[train_s]
+            counts = np.bincount(code_s[np.isfinite(code_s)].astype(int), minlength=len(task.order))
+            initial[f"balance_{number}"] = counts.sum() / (np.maximum(counts, 1) * len(counts))
     targets = {}
     for task in tasks:
         centre, scale = scales.get(task.column, (0.0, 1.0))
@@ -97,7 +114,12 @@ def prepare_samples(cohort: Cohort, tasks: Sequence[Task], config: Config, train
         vocabularies["batch"] = Vocabulary.of(column[train_s].dropna())
         code_s = vocabularies["batch"].codes(column)
         codes["batch"] = np.where(code_s < len(vocabularies["batch"]), code_s, -1)
-    more = {"n_features": x_nf.shape[1], "n_genes": len(genes["name"]), "n_batches": len(vocabularies["batch"]) if vocabularies else 0}
+    more = {
+        "n_features": x_nf.shape[1],
+        "n_genes": len(genes["name"]),
+        "n_clusters": len(centre_kf),
+        "n_batches": len(vocabularies["batch"]) if vocabularies else 0,
+    }
     more |= {f"n_outputs_{number}": task.n_outputs for number, task in enumerate(tasks)}
     about = {
         **{key: value for key, value in cohort.source.about.items() if key != "notes"},
@@ -107,6 +129,9 @@ def prepare_samples(cohort: Cohort, tasks: Sequence[Task], config: Config, train
         "cells": len(cohort.obs),
         "samples": len(cohort),
     }
+    codes["donor"] = np.unique(cohort.donor_s.astype(str), return_inverse=True)[1]
+    inner = _inner_folds(cohort, tasks, settings.n_networks, train_s, config.seed)
+    more["n_networks"] = len(inner)
     obs = cohort.table.set_index(pd.Index(cohort.samples.astype(str)))
     weights = None
     if settings.cell_weights:
@@ -127,15 +152,35 @@ def prepare_samples(cohort: Cohort, tasks: Sequence[Task], config: Config, train
         targets=targets,
         cells_per_view=settings.cells_per_view,
         weight_n=weights,
+        inner=inner,
     )
 
 
-def _sample_means(x_nf: NDArray[np.float32], sample_n: NDArray[np.int64], n_samples: int) -> NDArray[np.float64]:
-    """Mean features of each sample, shape (samples, features)."""
-    own = np.flatnonzero(sample_n >= 0)
-    pick = sp.csr_matrix((np.ones(len(own), np.float32), (sample_n[own], own)), shape=(n_samples, len(x_nf)))
-    n_cells_s = np.bincount(sample_n[own], minlength=n_samples)
-    return np.asarray(pick @ x_nf, np.float64) / np.maximum(n_cells_s, 1)[:, None]
+def _inner_folds(cohort: Cohort, tasks: Sequence[Task], k: int, train_s: Mask, seed: int) -> tuple[tuple[Rows, Rows], ...]:
+    """Whole donors left out in turn, the classes of the first task (or the halves of a number) spread evenly."""
+    if not tasks:
+        return ()
+    rows = np.flatnonzero(train_s)
+    value_s = tasks[0].encode(cohort.table[tasks[0].column])[rows]
+    if tasks[0].kind == "regression":
+        value_s = (value_s > np.nanmedian(value_s)).astype(float)
+    folds = inner_folds(np.nan_to_num(value_s, nan=-1.0), cohort.donor_s[rows].astype(str), k, seed)
+    return tuple((rows[a], rows[b]) for a, b in folds)
+
+
+def _plain(x_nf: Matrix, centre_f: Matrix, scale_f: Matrix, centre_kf: Matrix, cohort: Cohort) -> NDArray[np.float64]:
+    """Mean standardised features and log-ratios of clusters of each sample, shape (samples, features + clusters)."""
+    own = np.flatnonzero(cohort.sample_n >= 0)
+    sample_n, n = cohort.sample_n[own], len(cohort)
+    pick = sp.csr_matrix((np.ones(len(own), np.float32), (sample_n, own)), shape=(n, len(x_nf)))
+    mean_sf = np.asarray(pick @ x_nf, np.float64) / np.maximum(np.bincount(sample_n, minlength=n), 1)[:, None]
+    mean_sf = (mean_sf - centre_f) / scale_f
+    if not len(centre_kf):
+        return mean_sf
+    near_n = pairwise_distances_argmin(x_nf[own], centre_kf)
+    count_sk = np.bincount(sample_n * len(centre_kf) + near_n, minlength=n * len(centre_kf)).reshape(n, -1)
+    log_sk = np.log1p(count_sk)
+    return np.hstack([mean_sf, log_sk - log_sk.mean(1, keepdims=True)])
 
 
 def _scale(y_s: NDArray[np.float64]) -> tuple[float, float]:

@@ -47,22 +47,19 @@ class Setting:
     prepared: Prepared
     config: Config
 
-    def sampler(self) -> Sampler:
-        """A new sampler of the training cells, as the configuration wants it."""
+    def sampler(self, rows: Rows | None = None) -> Sampler:
+        """A new sampler of the training cells (or of some), as the configuration wants it."""
         config, prepared = self.config, self.prepared
         labels = prepared.labels(config) if config.train.sampler == "balanced" else None
-        return make_sampler(prepared.rows("train"), config.train, config.ar, labels=labels, embedding=prepared.embedding)
+        return make_sampler(
+            prepared.rows("train") if rows is None else rows, config.train, config.ar, labels=labels, embedding=prepared.embedding
+        )
 
 
 def one_stage(setting: Setting) -> Iterator[Stage]:
     """The whole module on the cells: all that most models need."""
     validation_rows = setting.prepared.rows("validation")
     yield Stage("training", setting.module, setting.store, setting.sampler(), setting.config.train, validation_rows)
-
-
-def default_epochs(n_cells: int, most: int = 400) -> int:
-    """So many epochs, fewer for more than 20,000 cells, so that as many are seen: the rule of scvi-tools."""
-    return int(min(most, max(1, round(most * 20_000 / n_cells))))
 
 
 def run_settings(model: str, config: Config, prepared: Prepared) -> dict[str, Any]:
@@ -131,7 +128,7 @@ def run_training(
 def set_up(build: Callable[[Config, dict[str, int]], Any], prepared: Prepared, config: Config) -> Setting:
     """A new network on its device, and where its minibatches come from."""
     device = choose_device(config.device)
-    epochs = config.train.epochs or default_epochs(len(prepared.rows("train")), config.train.most_epochs)
+    epochs = config.train.epochs or prepared.epochs(config.train.most_epochs)
     config = config.model_copy(update={"train": config.train.model_copy(update={"epochs": epochs})})
     store = prepared.open_store(device, on_disk=config.data.backed)
     with own_randomness(device):

@@ -15,7 +15,8 @@ from sctool.config import Config
 from sctool.data.cohort import Cohort, Mask, Task
 from sctool.data.samples import prepare_samples
 from sctool.engine.run import set_up, train_in_memory
-from sctool.engine.samples import answers, embed_samples, in_blocks, sample_stages
+from sctool.engine.sample_answers import Blend, probed
+from sctool.engine.samples import answers, attention_stage, embed_samples, in_blocks, sample_stages, see
 from sctool.models.registry import BUILDERS
 
 Arrays = dict[str, NDArray[np.float64]]
@@ -29,6 +30,8 @@ class FoldNetworks:
     ----------
     parts
         Parts of the cells by name, by which samples are embedded too.
+    contrast
+        Whether there is an embedding, or only the network of the tasks.
     place, name
         Where the answers of each fit are kept, and taken up again by ``--resume``.
     tick
@@ -41,6 +44,7 @@ class FoldNetworks:
     parts: Mapping[str, Mask] = field(default_factory=dict)
     place: RunPlace | None = None
     name: str = "fold"
+    contrast: bool = True
     tick: Callable[[], None] = lambda: None
     _made: dict[bytes, Arrays] = field(default_factory=dict)
 
@@ -56,6 +60,10 @@ class FoldNetworks:
         """Probabilities of classes or levels, shape (samples, classes), or numbers, shape (samples, 1)."""
         return self._of(train_s)[f"answers/{task.column}"]
 
+    def weights(self, task: Task) -> list[float]:
+        """Of the networks beside the probe, of each fit."""
+        return [float(made[f"weight/{task.column}"][0]) for made in self._made.values()]
+
     def _of(self, train_s: Mask) -> Arrays:
         key = np.packbits(train_s).tobytes()
         if key not in self._made:
@@ -63,26 +71,44 @@ class FoldNetworks:
             if file is not None and self.place is not None and self.place.resume and file.exists():
                 self._made[key] = {name: tensor.numpy() for name, tensor in load_tensors(file)[0].items()}
             else:
-                self._made[key] = fit_fold(self.cohort, self.tasks, self.config, train_s, self.parts)
+                self._made[key] = fit_fold(self.cohort, self.tasks, self.config, train_s, self.parts, contrast=self.contrast)
                 if file is not None:
                     save_tensors(file, {name: torch.from_numpy(array) for name, array in self._made[key].items()}, {})
             self.tick()
         return self._made[key]
 
 
-def fit_fold(cohort: Cohort, tasks: list[Task], config: Config, train_s: Mask, parts: Mapping[str, Mask]) -> Arrays:
+def shares(cohort: Cohort, task: Task) -> NDArray[np.float64] | None:
+    """How frequent classes are in a cohort: the same for every fold, or what a fold holds out would tell its ranks."""
+    if task.kind != "class":
+        return None
+    code_s = task.encode(cohort.table[task.column])[cohort.known(task)].astype(int)
+    return np.bincount(code_s, minlength=len(task.order)) / len(code_s)
+
+
+def fit_fold(
+    cohort: Cohort, tasks: list[Task], config: Config, train_s: Mask, parts: Mapping[str, Mask], *, contrast: bool = True
+) -> Arrays:
     """Train on some samples; embed and answer all, and embed them by parts of their cells."""
     prepared = prepare_samples(cohort, tasks, config, train_s)
     setting = set_up(BUILDERS["sampleclr"], prepared, config)
-    blocks, made = in_blocks(prepared.matrix, cohort.sample_n), {}
-    for stage in train_in_memory(setting, sample_stages):
-        embedded = embed_samples(setting.module, blocks, len(cohort))
-        if stage == "contrastive":
-            made["embedding"] = embedded.embedding_sd.astype(np.float64)
-            for name, cells_n in parts.items():
-                some = in_blocks(prepared.matrix[cells_n], cohort.sample_n[cells_n])
-                made[f"part/{name}"] = embed_samples(setting.module, some, len(cohort)).embedding_sd.astype(np.float64)
-    if tasks:
-        given = answers(setting.module, embedded.z_sd, tasks, prepared.about["scales"])
-        made |= {f"answers/{column}": values_sc for column, values_sc in given.items()}
+    blocks, n, made = in_blocks(prepared.matrix, cohort.sample_n), len(cohort), {}
+    module, scales = setting.module, prepared.about["scales"]
+    for _ in train_in_memory(setting, sample_stages if contrast else attention_stage):
+        pass
+    if not contrast:
+        given = answers(module, embed_samples(module, blocks, n, network=0), 0, tasks, scales)
+        return {f"answers/{column}": values_sc for column, values_sc in given.items()}
+    seen = see(module, blocks, n, tasks, scales)
+    made["embedding"] = seen.embedded.embedding_sd.astype(np.float64)
+    for name, cells_n in parts.items():
+        some = in_blocks(prepared.matrix[cells_n], cohort.sample_n[cells_n])
+        made[f"part/{name}"] = embed_samples(module, some, n).embedding_sd.astype(np.float64)
+    for task in tasks:
+        truth_s = task.encode(cohort.table[task.column])
+        network_ksc = [one[task.column] for one in seen.answers]
+        blend = Blend.fit(task, network_ksc, made["embedding"], truth_s, prepared.inner, shares(cohort, task))
+        probe_sc = probed(task, made["embedding"][train_s], truth_s[train_s], made["embedding"], blend.share_c)
+        made[f"answers/{task.column}"] = blend(task, network_ksc, probe_sc)
+        made[f"weight/{task.column}"] = np.array([blend.weight])
     return made

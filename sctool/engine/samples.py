@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from sctool.nn.pooling import Streamed
 
 CELLS = 65_536
 """In a block of inference."""
+Answers = dict[str, NDArray[np.float64]]
 Blocks = Callable[[], Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]]
 """Features (cells, features) and the samples' codes of cells (-1: none), block by block; called again for a second pass."""
 
@@ -43,18 +44,28 @@ def represent(file: H5ad, config: Config) -> Representation:
 
 
 def sample_stages(setting: Setting) -> Iterator[Stage]:
-    """First the contrast alone, then with it the heads and the adversary, where there are any."""
-    config, module, prepared = setting.config, setting.module, setting.prepared
-    train, size = config.train, even_batches(len(prepared.rows("train")), config.train.batch_size)
-    train = train.model_copy(update={"batch_size": max(2, size)})
-    validation = prepared.rows("validation")
-    module.joint = False
-    if config.sampleclr.contrast:
-        yield Stage("contrastive", module, setting.store, setting.sampler(), train, validation)
-    if config.sampleclr.joint_epochs and (len(module.heads) or module.adversary is not None):
-        module.joint = True
-        train = train.model_copy(update={"epochs": config.sampleclr.joint_epochs})
-        yield Stage("joint", module, setting.store, setting.sampler(), train, validation)
+    """First the contrast, then each network for the tasks, where there are any."""
+    module, prepared = setting.module, setting.prepared
+    module.on = None
+    yield _stage(setting, "contrastive", prepared.rows("train"))
+    for number, (rows, _) in enumerate(prepared.inner):
+        module.on = number
+        yield _stage(setting, f"tasks {number + 1}", rows)
+
+
+def attention_stage(setting: Setting) -> Iterator[Stage]:
+    """One network for the tasks, and nothing else."""
+    setting.module.on = 0
+    yield _stage(setting, "tasks 1", setting.prepared.rows("train"))
+
+
+def _stage(setting: Setting, name: str, rows: NDArray[np.int64]) -> Stage:
+    train = setting.config.train
+    assert train.epochs is not None
+    size = max(2, even_batches(len(rows), train.batch_size))
+    epochs = train.epochs if name == "contrastive" else setting.config.sampleclr.task_epochs or max(1, round(1.25 * train.epochs))
+    train = train.model_copy(update={"batch_size": size, "epochs": epochs})
+    return Stage(name, setting.module, setting.store, setting.sampler(rows), train, setting.prepared.rows("validation"))
 
 
 @dataclass(frozen=True)
@@ -63,52 +74,58 @@ class Embedded:
 
     Attributes
     ----------
-    z_sd
-        Learned vectors of unit length, which the heads see; NaN for samples without cells.
+    encoder
+        What they were made by.
     embedding_sd
-        What the user gets: the mean of the features beside them.
-    pooled_shf, log_mean_sh
-        Weighted means of standardised features, and log of the mean of exp(score), of each head; the first weighs all cells alike.
+        What the user gets; NaN for samples without cells.
+    z_sd
+        The learned part of it, of unit length; of the encoder for the tasks it is all.
+    pooled_shv, log_sum_sh
+        Weighted means of each head, and log of the sum of exp(score); the first head weighs all cells alike.
     n_cells_s, ess_sh
         Cells of each sample, and how many of them count.
     """
 
-    z_sd: NDArray[np.float32]
+    encoder: Any
     embedding_sd: NDArray[np.float32]
-    pooled_shf: torch.Tensor
-    log_mean_sh: torch.Tensor
+    z_sd: NDArray[np.float32]
+    pooled_shv: torch.Tensor
+    log_sum_sh: torch.Tensor
     n_cells_s: NDArray[np.int64]
     ess_sh: NDArray[np.float64]
     streamed: Streamed
 
 
 @torch.no_grad()
-def embed_samples(module: Any, blocks: Blocks, n_samples: int, rng: np.random.Generator | None = None) -> Embedded:
+def embed_samples(
+    module: Any, blocks: Blocks, n_samples: int, *, network: int | None = None, rng: np.random.Generator | None = None
+) -> Embedded:
     """Embed samples from all of their cells; the same cells in any order and any blocks give the same within rounding.
 
     Parameters
     ----------
+    network
+        By this network for the tasks instead of the encoder of the contrast.
     rng
         Draws a bootstrap of the cells instead: each counts a Poisson number of times, so that no sample need be in memory at once.
     """
     module.eval()
-    device = module.centre_f.device
-    streamed = Streamed(n_samples, module.n_heads + 1, module.n_features)
+    encoder, device = module.encoder if network is None else module.told[network], module.centre_f.device
+    streamed = Streamed(n_samples, encoder.n_heads + 1, encoder.n_values)
     n_cells_s = np.zeros(n_samples, np.int64)
     for x_nf, sample_n in blocks():
         x = module.standard(torch.as_tensor(x_nf).to(device))
-        scores_nh, code_n = module.scores(x).cpu(), torch.as_tensor(sample_n)
+        scores_nh, code_n = encoder.scores(x).cpu(), torch.as_tensor(sample_n)
         if rng is not None:
             times_n = torch.as_tensor(rng.poisson(1.0, len(x_nf)))
             scores_nh, code_n = scores_nh + times_n.clamp_min(1).log().unsqueeze(1), torch.where(times_n > 0, code_n, -1)
-        streamed.add(scores_nh, x.cpu(), code_n)
+        streamed.add(scores_nh, encoder.value(x).cpu(), code_n)
         n_cells_s += np.bincount(sample_n[sample_n >= 0], minlength=n_samples)
-    pooled_shf = streamed.pooled_shf.float().to(device)
-    log_sum_sh = streamed.log_normaliser_sh
-    log_mean_sh = (log_sum_sh - log_sum_sh[:, :1]).float().to(device)  # the first head's is the log of the number of cells
-    summary_sk = module.summary(pooled_shf, log_mean_sh)
-    z_sd, embedding_sd = module.project(summary_sk).cpu().numpy(), module.embedding(summary_sk).cpu().numpy()
-    return Embedded(z_sd, embedding_sd, pooled_shf, log_mean_sh, n_cells_s, streamed.ess_sh.numpy()[:, 1:], streamed)
+    pooled_shv, log_sum_sh = streamed.pooled_shf.float().to(device), streamed.log_normaliser_sh.float().to(device)
+    z_sd = encoder.project(pooled_shv, log_sum_sh)
+    embedding_sd = encoder.embedding(pooled_shv, log_sum_sh) if network is None else z_sd
+    ess_sh = streamed.ess_sh.numpy()[:, 1:]
+    return Embedded(encoder, embedding_sd.cpu().numpy(), z_sd.cpu().numpy(), pooled_shv, log_sum_sh, n_cells_s, ess_sh, streamed)
 
 
 def in_blocks(x_nf: NDArray[np.float32], sample_n: NDArray[np.int64]) -> Blocks:
@@ -117,10 +134,10 @@ def in_blocks(x_nf: NDArray[np.float32], sample_n: NDArray[np.int64]) -> Blocks:
 
 
 @torch.no_grad()
-def answers(module: Any, z_sd: NDArray[np.float32], tasks: list[Task], scales: dict[str, list[float]]) -> dict[str, NDArray[np.float64]]:
-    """Of each task: probabilities of classes or levels, shape (samples, classes), or numbers, shape (samples, 1)."""
+def answers(module: Any, embedded: Embedded, network: int, tasks: Sequence[Task], scales: Mapping[str, Sequence[float]]) -> Answers:
+    """What a network says for each task: probabilities of classes or levels, shape (samples, classes), or numbers, shape (samples, 1)."""
     made = {}
-    for task, out_sc in zip(tasks, module.answers(torch.as_tensor(z_sd).to(module.centre_f.device)), strict=True):
+    for task, out_sc in zip(tasks, module.answers(torch.as_tensor(embedded.z_sd).to(module.centre_f.device), network), strict=True):
         out = out_sc.double().cpu()
         if task.kind == "class":
             made[task.column] = out.softmax(1).numpy()
@@ -132,30 +149,36 @@ def answers(module: Any, z_sd: NDArray[np.float32], tasks: list[Task], scales: d
     return made
 
 
-def cell_weights(module: Any, embedded: Embedded, blocks: Blocks) -> Iterator[NDArray[np.float64]]:
-    """Second pass: weight of each cell in its sample in each learned head, shape (block, heads); they sum to 1 over a sample."""
-    for x_nf, sample_n in blocks():
-        yield _weights(module, embedded, x_nf, sample_n)[0].numpy()[:, 1:]
+@dataclass(frozen=True)
+class Seen:
+    """All that a module makes of samples.
 
-
-def cell_effects(module: Any, embedded: Embedded, blocks: Blocks, number: int, output: int) -> Iterator[NDArray[np.float64]]:
-    """Signed: by how much an output of a head rises with the log of a cell's weight, shape (block,); 0 for cells of no sample.
-
-    A cell's weight in a head is its share w_i of the sum of exp(score). With p the weighted mean and m the log mean of exp(score),
-    ``d output / d log w_i = w_i ((x_i - p) . d output / d p + d output / d m)``, summed over heads, the even one too.
+    Attributes
+    ----------
+    told
+        By each network for the tasks.
+    answers
+        Of each of them, by task.
     """
-    pooled_shf, log_mean_sh = (tensor.clone().requires_grad_(True) for tensor in (embedded.pooled_shf, embedded.log_mean_sh))
-    out_s = module.answers(module.project(module.summary(pooled_shf, log_mean_sh)))[number][:, output]
-    slope_shf, rise_sh = (slope.cpu() for slope in torch.autograd.grad(out_s.nansum(), (pooled_shf, log_mean_sh)))
-    mean_sh = ((slope_shf * embedded.pooled_shf.cpu()).sum(2) - rise_sh).double()
-    for x_nf, sample_n in blocks():
-        w_nh, x = _weights(module, embedded, x_nf, sample_n)
-        along_nh = torch.einsum("nf,nhf->nh", x, slope_shf[sample_n]).double()
-        yield (w_nh * (along_nh - mean_sh[sample_n])).sum(1).numpy()
+
+    embedded: Embedded
+    told: list[Embedded]
+    answers: list[Answers]
 
 
-@torch.no_grad()  # of a block only: a generator would leave it set for whoever reads from it
-def _weights(module: Any, embedded: Embedded, x_nf: NDArray[np.float32], sample_n: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights of cells, the even ones first, and their standardised features, on the CPU."""
-    x = module.standard(torch.as_tensor(x_nf).to(module.centre_f.device))
-    return embedded.streamed.weights(module.scores(x).cpu(), torch.as_tensor(sample_n)), x.cpu()
+def see(
+    module: Any,
+    blocks: Blocks,
+    n_samples: int,
+    tasks: Sequence[Task],
+    scales: Mapping[str, Sequence[float]],
+    rng: np.random.Generator | None = None,
+) -> Seen:
+    """Embed samples and answer for the tasks; with ``rng`` from one bootstrap of the cells, the same for all."""
+    seed = None if rng is None else int(rng.integers(2**32))
+
+    def of(network: int | None) -> Embedded:
+        return embed_samples(module, blocks, n_samples, network=network, rng=None if seed is None else np.random.default_rng(seed))
+
+    told = [of(number) for number in range(len(module.told))]
+    return Seen(of(None), told, [answers(module, one, number, tasks, scales) for number, one in enumerate(told)])

@@ -79,9 +79,9 @@ def spare_score(d_ss: NDArray[Any], target_s: NDArray[Any], kind: Kind, k: int =
     return float(np.clip((f1 - chance) / (1 - chance), 0, 1))
 
 
-def spare_total(retention: float, batch: float, trajectory: float | None = None) -> float:
-    """``(retention + batch / 2 + trajectory) / 2.5``; without a trajectory over 1.5."""
-    return (retention + 0.5 * batch) / 1.5 if trajectory is None else (retention + 0.5 * batch + trajectory) / 2.5
+def spare_total(retention: float, removal: float) -> float:
+    """``(retention + removal / 2) / 1.5``: SPARE's total where there is no trajectory to keep; NaN where either is."""
+    return (retention + 0.5 * removal) / 1.5
 
 
 @metric(best=1.0)

@@ -45,8 +45,10 @@ def _sampleclr(config: Config, sizes: dict[str, int]) -> Any:
         kinds=[kind for _, _, kind in tasks],
         outputs=[sizes[f"n_outputs_{number}"] for number in range(len(tasks))],
         weights=[settings.task_weights.get(column, 1.0) for column, _, _ in tasks],
+        n_networks=sizes["n_networks"],
         n_batches=sizes["n_batches"],
         n_genes=sizes["n_genes"],
+        n_clusters=sizes["n_clusters"],
     )
 
 

@@ -10,13 +10,19 @@ public code, with these choices of our own, each for a fault of that code:
 - features are standardised by the training cells, numbers to predict by the training samples;
 - losses are means over views and samples with weights of their own, whatever the number of minibatches.
 
-x (cells, features) -> weights (cells, heads) -> weighted means (heads, features) -> linear map + residual MLP -> vector -> heads.
+Two encoders, x (cells, features) -> weights (cells, heads) -> weighted means -> vector:
+
+- ``Contrasted`` is trained by the contrast alone and never sees a label: its vectors are the user's, beside the mean of the cells and the
+  log-ratios of clusters. Its projector is linear: residual blocks added nothing on the cohorts of docs/samples.md.
+- ``Told`` is trained by the tasks: their losses, and the same cross-entropy with samples of one label as each other's positives. It starts
+  anew, since attention that tells donors apart looks at other cells than attention that tells groups of donors apart. There are several,
+  each trained without a part of the donors, on which it is judged; their mean is more to be trusted than one of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,32 +31,163 @@ from torch import Tensor, nn
 from sctool.data.sample_store import SampleBatch, View
 from sctool.models.base import Terms
 from sctool.nn.contrastive import collapse, info_nce, xsample, xsample_bce
-from sctool.nn.heads import ResidualMLP, class_loss, head, ordinal_loss, reverse, squared_loss
+from sctool.nn.heads import ResidualMLP, class_loss, dann, head, ordinal_loss, reverse, squared_loss
 from sctool.nn.pooling import AttentionPooling, attention_weights, diversity, ess, gumbel_noise, pool
 from sctool.sections import SampleCLRConfig
 
+ADVERSARY_RATE = 5.0
+"""Learning rate of an adversary, times that of what it watches."""
+
 
 class Preset(NamedTuple):
-    """Sizes of a network, as published."""
+    """Sizes of a network: units, layers of the projector (half of the published ones), dimensions, units of the attention."""
 
-    n_heads: int
     n_hidden: int
     n_layers: int
     n_latent: int
     attention_hidden: int
-    head_layers: int
-    head_hidden: int
 
 
 PRESETS = {
-    "tiny": Preset(1, 32, 4, 32, 32, 2, 16),
-    "middle": Preset(4, 64, 8, 64, 64, 2, 64),
-    "large": Preset(8, 128, 16, 192, 128, 3, 128),
+    "tiny": Preset(32, 2, 32, 32),
+    "middle": Preset(64, 4, 64, 64),
+    "large": Preset(128, 8, 192, 128),
 }
 
 
+class Encoder(nn.Module):
+    """From the cells of a sample to its vector: scores, values, and what is made of their weighted means.
+
+    Parameters
+    ----------
+    config
+        Sizes.
+    n_features
+        Features of a cell, in units of the training cells.
+    n_layers
+        Of the network that scores cells.
+    """
+
+    n_values: int
+    """Numbers a cell is read as."""
+
+    def __init__(self, config: SampleCLRConfig, n_features: int, n_layers: int) -> None:
+        super().__init__()
+        size = PRESETS[config.preset]
+        self.n_features, self.n_heads, self.n_latent = n_features, config.n_heads, config.n_latent or size.n_latent
+        self.hidden = config.attention_hidden or size.attention_hidden
+        self.pooling = AttentionPooling(n_features, config.n_heads, self.hidden, n_layers, config.norm, config.gumbel)
+
+    def scores(self, x_nf: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Of cells for each head; the first is 0 for all, so that its weights are even. Shape (..., heads + 1)."""
+        scores_nh = self.pooling.scores(x_nf, mask)
+        return torch.cat([scores_nh.new_zeros((*scores_nh.shape[:-1], 1)), scores_nh], -1)
+
+    def value(self, x_nf: Tensor) -> Tensor:
+        """What is averaged of each cell, shape (..., values)."""
+        raise NotImplementedError
+
+    def project(self, pooled_shv: Tensor, log_sum_sh: Tensor) -> Tensor:
+        """Vector of unit length.
+
+        Parameters
+        ----------
+        pooled_shv
+            Weighted means of each head, the even one first.
+        log_sum_sh
+            Log of the sum of exp(score) over the cells; of the even head the log of their number.
+        """
+        raise NotImplementedError
+
+    def forward(self, x_sof: Tensor, mask_so: Tensor) -> tuple[Tensor, Tensor]:
+        """Vector of a view, and the weights of its cells in the learned heads."""
+        scores_soh = self.scores(x_sof, mask_so)
+        noise_soh = F.pad(gumbel_noise(scores_soh[..., 1:]), (1, 0)) if self.pooling.gumbel and self.training else None
+        w_soh = attention_weights(scores_soh, mask_so, noise_soh=noise_soh)
+        log_sum_sh = scores_soh.masked_fill(~mask_so.unsqueeze(2), -torch.inf).logsumexp(1)
+        return self.project(pool(self.value(x_sof), w_soh), log_sum_sh), w_soh[..., 1:]
+
+
+class Contrasted(Encoder):
+    """A linear map of four things, with scores that are linear, too.
+
+    The mean of the cells; how the mean of each head differs from it; the log of the mean of exp(score) of each head; and the log-ratios of
+    clusters of cells.
+    """
+
+    def __init__(self, config: SampleCLRConfig, n_features: int, n_clusters: int) -> None:
+        super().__init__(config, n_features, 1)
+        self.n_values = n_features + n_clusters
+        self.projector = nn.Linear(self.n_values + config.n_heads * (n_features + 1), self.n_latent)
+        self.register_buffer("centre_kf", torch.zeros(n_clusters, n_features))
+        self.register_buffer("metric_f", torch.ones(n_features))
+        self.register_buffer("level_v", torch.zeros(self.n_values))
+        self.register_buffer("spread_v", torch.ones(self.n_values))
+
+    centre_kf: Tensor
+    """Centres of the clusters of training cells."""
+    metric_f: Tensor
+    """What a unit of each feature is worth in the distance to a centre."""
+    level_v: Tensor
+    """Mean over training samples of their means and log-ratios."""
+    spread_v: Tensor
+    """Their standard deviation."""
+
+    def value(self, x_nf: Tensor) -> Tensor:
+        """The features, and a 1 for the nearest centre."""
+        if not len(self.centre_kf):
+            return x_nf
+        distance_nk = torch.cdist((x_nf * self.metric_f).flatten(0, -2), self.centre_kf * self.metric_f)
+        own_nk = F.one_hot(distance_nk.argmin(1), len(self.centre_kf)).to(x_nf)
+        return torch.cat([x_nf, own_nk.unflatten(0, x_nf.shape[:-1])], -1)
+
+    def plain(self, pooled_shv: Tensor, log_sum_sh: Tensor) -> Tensor:
+        """Mean of the features and centred log-ratio of the clusters (pseudocount 1), not standardised; shape (samples, values)."""
+        mean_sf, share_sk = pooled_shv[:, 0].split([self.n_features, len(self.centre_kf)], 1)
+        log_sk = (share_sk * log_sum_sh[:, :1].exp() + 1).log()
+        return torch.cat([mean_sf, log_sk - log_sk.mean(1, keepdim=True)], 1) if len(self.centre_kf) else mean_sf
+
+    def standardised(self, pooled_shv: Tensor, log_sum_sh: Tensor) -> Tensor:
+        """:meth:`plain` in units of the training samples."""
+        return (self.plain(pooled_shv, log_sum_sh) - self.level_v) / self.spread_v
+
+    def project(self, pooled_shv: Tensor, log_sum_sh: Tensor) -> Tensor:
+        """Vector of unit length, which the contrast sees."""
+        heads_shf = (pooled_shv[:, 1:] - pooled_shv[:, :1])[..., : self.n_features]
+        learned = heads_shf.flatten(1), log_sum_sh[:, 1:] - log_sum_sh[:, :1]
+        return F.normalize(self.projector(torch.cat([self.standardised(pooled_shv, log_sum_sh), *learned], 1)), dim=1)
+
+    def embedding(self, pooled_shv: Tensor, log_sum_sh: Tensor) -> Tensor:
+        """Standardised mean and log-ratios beside the vector, each of length about 1; shape (samples, values + dimensions).
+
+        What goes into a projection keeps what the contrast of a few samples would give up, as is known from images (Chen et al. 2020).
+        """
+        own = self.standardised(pooled_shv, log_sum_sh) / self.n_values**0.5
+        return torch.cat([own, self.project(pooled_shv, log_sum_sh)], 1)
+
+
+class Told(Encoder):
+    """A residual MLP of the weighted means of each head, of values that a network reads from cells."""
+
+    def __init__(self, config: SampleCLRConfig, n_features: int) -> None:
+        super().__init__(config, n_features, config.attention_layers)
+        size = PRESETS[config.preset]
+        self.n_values = config.n_values or n_features
+        self.read = head(n_features, self.hidden, config.n_values, 2) if config.n_values else nn.Identity()
+        n_hidden, n_layers = config.n_hidden or size.n_hidden, config.n_layers or size.n_layers
+        self.projector = ResidualMLP(config.n_heads * self.n_values, n_hidden, self.n_latent, n_layers, config.norm)
+
+    def value(self, x_nf: Tensor) -> Tensor:
+        """What the network reads."""
+        return self.read(x_nf)
+
+    def project(self, pooled_shv: Tensor, log_sum_sh: Tensor) -> Tensor:
+        """Vector of unit length, which the heads of the tasks see."""
+        return F.normalize(self.projector(pooled_shv[:, 1:].flatten(1)), dim=1)
+
+
 class SampleCLR(nn.Module):
-    """The network.
+    """The encoders, the heads and the adversaries.
 
     Parameters
     ----------
@@ -62,10 +199,14 @@ class SampleCLR(nn.Module):
         ``class``, ``regression`` or ``ordinal``, and the outputs, of the head of each task.
     weights
         Of the loss of each task.
+    n_networks
+        Networks for the tasks, each trained without a part of the donors.
     n_batches
         Batches to hide; fewer than two need no adversary.
     n_genes
         Genes that the features are principal components of; 0 where features are given.
+    n_clusters
+        Of cells, whose shares are part of the embedding.
     """
 
     def __init__(
@@ -76,117 +217,101 @@ class SampleCLR(nn.Module):
         kinds: Sequence[str] = (),
         outputs: Sequence[int] = (),
         weights: Sequence[float] = (),
+        n_networks: int = 0,
         n_batches: int = 0,
         n_genes: int = 0,
+        n_clusters: int = 0,
     ) -> None:
         super().__init__()
         self.config, self.kinds, self.weights = config, tuple(kinds), tuple(weights)
+        self.on: int | None = None
+        """The network for the tasks that is trained; None: the encoder of the contrast."""
         size = PRESETS[config.preset]
-        n_heads, n_hidden = config.n_heads or size.n_heads, config.n_hidden or size.n_hidden
-        n_latent, hidden = config.n_latent or size.n_latent, config.attention_hidden or size.attention_hidden
-        self.joint = False
-        """Whether the loss has the terms of the heads and the adversary."""
-        self.n_heads, self.n_features = n_heads, n_features
-        for name, n in (("mean_g", n_genes), ("centre_f", n_features), ("level_f", n_features)):
-            self.register_buffer(name, torch.zeros(n))
+        self.register_buffer("mean_g", torch.zeros(n_genes))
         self.register_buffer("components_gf", torch.zeros(n_genes, n_features))
+        self.register_buffer("centre_f", torch.zeros(n_features))
         self.register_buffer("scale_f", torch.ones(n_features))
-        self.register_buffer("spread_f", torch.ones(n_features))
-        n_summary = n_features + n_heads * (n_features + 1)
-        self.pooling = AttentionPooling(n_features, n_heads, hidden, config.attention_layers, config.norm, config.gumbel)
-        self.skip = nn.Linear(n_summary, n_latent)
-        self.residual = ResidualMLP(n_summary, n_hidden, n_latent, config.n_layers or size.n_layers, config.norm)
-        nn.init.zeros_(self.residual.last.weight)
-        nn.init.zeros_(self.residual.last.bias)
-        self.heads = nn.ModuleList(head(n_latent, size.head_hidden, n, size.head_layers) for n in outputs)
-        self.adversary = head(n_latent, n_hidden, n_batches, 2) if n_batches > 1 and config.batch_weight else None
+        self.encoder = Contrasted(config, n_features, n_clusters)
+        n_latent = self.encoder.n_latent
+        self.told = nn.ModuleList(Told(config, n_features) for _ in range(n_networks))
+        self.heads = nn.ModuleList(nn.ModuleList(nn.Linear(n_latent, n) for n in outputs) for _ in self.told)
+        for number, n in enumerate(outputs):
+            self.register_buffer(f"balance_{number}", torch.ones(n))
+        hidden = n_batches > 1 and config.batch_weight > 0
+        self.adversaries = nn.ModuleList(head(n_latent, size.n_hidden, n_batches, 2) for _ in range(n_networks + 1)) if hidden else None
 
-    mean_g: Tensor
-    components_gf: Tensor
     centre_f: Tensor
     scale_f: Tensor
-    level_f: Tensor
-    """Mean of the training samples' mean features, in units of the cells."""
-    spread_f: Tensor
-    """Their standard deviation."""
+
+    def groups(self, lr: float) -> list[dict[str, Any]]:
+        """What this stage trains: an encoder with its heads, and an adversary, which must keep up with it and so learns faster."""
+        trained = [self.encoder] if self.on is None else [self.told[self.on], self.heads[self.on]]
+        groups: list[dict[str, Any]] = [{"params": [p for part in trained for p in part.parameters()], "lr": lr}]
+        if self.adversaries is not None:
+            groups.append({"params": list(self._adversary().parameters()), "lr": ADVERSARY_RATE * lr})
+        return groups
+
+    def _adversary(self) -> nn.Module:
+        assert self.adversaries is not None
+        return self.adversaries[0 if self.on is None else self.on + 1]
 
     def standard(self, x_nf: Tensor) -> Tensor:
         """Features in units of the training cells; any leading axes."""
         return (x_nf - self.centre_f) / self.scale_f
 
-    def scores(self, x_nf: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Of standardised cells for each head; the first is 0 for all, so that its weights are even. Shape (..., heads + 1)."""
-        scores_nh = self.pooling.scores(x_nf, mask)
-        return torch.cat([scores_nh.new_zeros((*scores_nh.shape[:-1], 1)), scores_nh], -1)
-
-    def summary(self, pooled_shf: Tensor, log_mean_sh: Tensor) -> Tensor:
-        """The mean of all cells, how the mean of each head differs from it, and the log of the mean of exp(score) of each head.
-
-        The last is what composition is: a head that scores one type of cells high tells how many of them there are.
-        """
-        mean_sf, heads_shf = pooled_shf[:, 0], pooled_shf[:, 1:] - pooled_shf[:, :1]
-        return torch.cat([(mean_sf - self.level_f) / self.spread_f, heads_shf.flatten(1), log_mean_sh[:, 1:]], 1)
-
-    def project(self, summary_sk: Tensor) -> Tensor:
-        """Vector of unit length of a summary, which the losses and the heads see; shape (samples, dimensions)."""
-        return F.normalize(self.skip(summary_sk) + self.residual(summary_sk), dim=1)
-
-    def embedding(self, summary_sk: Tensor) -> Tensor:
-        """What the user gets: the standardised mean of the features beside the learned vector, both of variance about 1 in all.
-
-        As in contrastive learning of images, what goes into the projection keeps what the contrast of a few samples would give up.
-        """
-        return torch.cat([summary_sk[:, : self.n_features] / self.n_features**0.5, self.project(summary_sk)], 1)
-
-    def view(self, view: View) -> tuple[Tensor, Tensor]:
-        """Summary of a view, and the weights of its cells."""
-        x_sof = self.standard(view.x_sof)
-        scores_soh = self.scores(x_sof, view.mask_so)
-        noise_soh = None
-        if self.config.gumbel and self.training:
-            noise_soh = F.pad(gumbel_noise(scores_soh[..., 1:]), (1, 0))
-        w_soh = attention_weights(scores_soh, view.mask_so, noise_soh=noise_soh)
-        log_sum_sh = scores_soh.masked_fill(~view.mask_so.unsqueeze(2), -torch.inf).logsumexp(1)
-        log_mean_sh = log_sum_sh - view.mask_so.sum(1, keepdim=True).log()
-        return self.summary(pool(x_sof, w_soh), log_mean_sh), w_soh[..., 1:]
+    def answers(self, z_sd: Tensor, network: int) -> list[Tensor]:
+        """Outputs of each head of a network: logits of classes, standardised numbers, or logits of being above each level."""
+        return [one(z_sd * z_sd.shape[1] ** 0.5) for one in self.heads[network]]  # of variance 1, as a layer is made for
 
     def embed(self, batch: SampleBatch) -> Tensor:
         """Mean vector of the two views, shape (samples, dimensions); for adaptive resampling."""
-        return (self.project(self.view(batch.a)[0]) + self.project(self.view(batch.b)[0])) / 2
+        return (self._view(batch.a)[0] + self._view(batch.b)[0]) / 2
 
-    def answers(self, z_sd: Tensor) -> list[Tensor]:
-        """Outputs of each head: logits of classes, standardised numbers, or logits of being above each level."""
-        return [one(z_sd) for one in self.heads]
+    def _view(self, view: View) -> tuple[Tensor, Tensor]:
+        encoder = self.encoder if self.on is None else self.told[self.on]
+        return encoder(self.standard(view.x_sof), view.mask_so)
 
     def loss(self, batch: SampleBatch, anneal: float = 1.0) -> Terms:
-        """Contrast and diversity of the heads of attention; with ``joint`` also the tasks' losses and the adversary's, by ``anneal``."""
-        (a_sk, wa_soh), (b_sk, wb_soh) = self.view(batch.a), self.view(batch.b)
-        a_sd, b_sd = self.project(a_sk), self.project(b_sk)
-        weight = self.config.joint_contrast if self.joint else 1.0
-        parts = {"contrastive": self._contrast(a_sd, b_sd, batch)}
-        loss = weight * parts["contrastive"]
+        """The contrast, or that by labels and the tasks' losses; diversity of the heads of attention; the adversary's, by ``anneal``."""
+        (a_sd, wa_soh), (b_sd, wb_soh) = self._view(batch.a), self._view(batch.b)
+        if self.on is None:
+            parts, weighted = {"contrastive": self._contrast(a_sd, b_sd, batch)}, {"contrastive": 1.0}
+        else:
+            parts = self._by_labels(a_sd, b_sd, batch.targets, self.on)
+            weighted = {"contrastive": self.config.joint_contrast, **dict(zip(batch.targets, self.weights, strict=True))}
         if self.config.diversity and wa_soh.shape[2] > 1:
             parts["diversity"] = (diversity(wa_soh) + diversity(wb_soh)) / 2
-            loss = loss + self.config.diversity * parts["diversity"]
-        if self.joint:
-            for number, (name, y_s) in enumerate(batch.targets.items()):
-                parts[name] = (self._task(number, a_sd, y_s) + self._task(number, b_sd, y_s)) / 2
-                loss = loss + self.weights[number] * parts[name]
-            if self.adversary is not None:
-                parts["adversary"] = (
-                    sum(
-                        (
-                            class_loss(self.adversary(reverse(z_sd, self.config.batch_weight * anneal)), batch.batch_s)
-                            for z_sd in (a_sd, b_sd)
-                        ),
-                        start=a_sd.new_zeros(()),
-                    )
-                    / 2
-                )
-                loss = loss + parts["adversary"]
+            weighted["diversity"] = self.config.diversity
+        if self.adversaries is not None:
+            weight = dann(anneal, self.config.batch_weight)
+            told = [class_loss(self._adversary()(reverse(z_sd, weight)), batch.batch_s) for z_sd in (a_sd, b_sd)]
+            parts["adversary"], weighted["adversary"] = (told[0] + told[1]) / 2, 1.0
+        loss = torch.stack([weight * parts[name] for name, weight in weighted.items()]).sum()
         monitors = {**collapse(a_sd, b_sd), "ess": ess(wa_soh).mean()}
-        embedding_sd = (a_sd + b_sd).detach() / 2
-        return Terms(loss, {name: part.detach() for name, part in {**parts, **monitors}.items()}, embedding_sd)
+        return Terms(loss, {name: part.detach() for name, part in {**parts, **monitors}.items()}, (a_sd + b_sd).detach() / 2)
+
+    def _by_labels(self, a_sd: Tensor, b_sd: Tensor, targets: Mapping[str, Tensor], network: int) -> dict[str, Tensor]:
+        """Losses of the heads, and the contrast in which samples are as alike as their labels."""
+        out_a, out_b = self.answers(a_sd, network), self.answers(b_sd, network)
+        parts = {"contrastive": xsample(a_sd, b_sd, self.config.label_temperature, -self._apart(targets), self.config.graph_temperature)}
+        for number, (name, y_s) in enumerate(targets.items()):
+            parts[name] = (self._task(number, out_a[number], y_s) + self._task(number, out_b[number], y_s)) / 2
+        return parts
+
+    def _apart(self, targets: Mapping[str, Tensor]) -> Tensor:
+        """How far samples are apart by their labels, 0 to about 1, shape (samples, samples); 1 where a label is unknown, 0 from itself.
+
+        Classes: 1 if they differ. Numbers: standard deviations. Levels: steps as a share of all. Several tasks: the mean.
+        """
+        found = []
+        for number, y_s in enumerate(targets.values()):
+            apart_ss = (y_s.unsqueeze(0) - y_s.unsqueeze(1)).abs()
+            if self.kinds[number] == "class":
+                apart_ss = torch.where(apart_ss.isnan(), apart_ss, (apart_ss > 0).to(apart_ss))
+            elif self.kinds[number] == "ordinal":
+                apart_ss = apart_ss / self.heads[0][number].out_features
+            found.append(apart_ss.nan_to_num(1.0))
+        return torch.stack(found).mean(0).fill_diagonal_(0.0)
 
     def _contrast(self, a_sd: Tensor, b_sd: Tensor, batch: SampleBatch) -> Tensor:
         c = self.config
@@ -202,6 +327,11 @@ class SampleCLR(nn.Module):
             case "infonce_gaussian":
                 return info_nce(a_sd, b_sd, "gaussian", c.temperature)
 
-    def _task(self, number: int, z_sd: Tensor, y_s: Tensor) -> Tensor:
-        out_sc = self.heads[number](z_sd)
-        return {"class": class_loss, "regression": squared_loss, "ordinal": ordinal_loss}[self.kinds[number]](out_sc, y_s)
+    def _task(self, number: int, out_sc: Tensor, y_s: Tensor) -> Tensor:
+        match self.kinds[number]:
+            case "class":
+                return class_loss(out_sc, y_s, self.get_buffer(f"balance_{number}"), self.config.label_smoothing)
+            case "regression":
+                return squared_loss(out_sc, y_s)
+            case _:
+                return ordinal_loss(out_sc, y_s)

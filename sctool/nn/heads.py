@@ -101,12 +101,12 @@ def dann(progress: float, most: float) -> float:
     return most * (2 / (1 + math.exp(-10 * progress)) - 1)
 
 
-def class_loss(logits_sc: Tensor, code_s: Tensor, weight_c: Tensor | None = None) -> Tensor:
+def class_loss(logits_sc: Tensor, code_s: Tensor, weight_c: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy in nats over samples with a label; 0 without any. Codes that are NaN or negative are missing."""
     known_s = code_s >= 0  # False for NaN
     if not bool(known_s.any()):
         return logits_sc.sum() * 0
-    return F.cross_entropy(logits_sc[known_s], code_s[known_s].long(), weight_c)
+    return F.cross_entropy(logits_sc[known_s], code_s[known_s].long(), weight_c, label_smoothing=smoothing)
 
 
 def squared_loss(value_s: Tensor, truth_s: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import nn
 from sctool.data.minibatch import CellStore
 from sctool.data.samplers import AdaptiveResampler, UniformSampler, WeightedSampler, balanced_weights
 from sctool.engine.device import choose_device, in_chunks
-from sctool.engine.run import default_epochs
+from sctool.data.prepare import default_epochs
 from sctool.engine.samplers import make_sampler
 from sctool.engine.trainer import Trainer
 from sctool.errors import Interrupted, SctoolError

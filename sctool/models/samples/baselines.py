@@ -14,9 +14,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from sctool.data.clusters import cluster_centres, nearest_centre
 from sctool.data.cohort import Cohort
 from sctool.errors import SctoolError
-from sctool.models.samples.gloscope import gloscope_features
+from sctool.models.samples.gloscope import divergences, place
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -24,9 +25,10 @@ Baseline = Callable[[Cohort, Mask, Mask | None], Floats]
 
 CLUSTERS = 15
 RANDOM_DIMENSIONS = 10
+DIRECTIONS = 10
+SHRINKAGE = 0.1
 FEWEST_TYPE_CELLS = 10
 """In the training samples together: types of fewer have no mean worth taking."""
-_MOST_FITTED = 20_000
 _QC = (
     "n_counts",
     "total_counts",
@@ -75,38 +77,25 @@ def mean_sd(cohort: Cohort, train_s: Mask, cells_n: Mask | None = None) -> Float
     return np.hstack([mean_sf, np.sqrt(_means(np.square(centred_nf), code_n, len(cohort.samples)))])
 
 
-_last: tuple[weakref.ref[Cohort], bytes, tuple[NDArray[np.int64], int]] | None = None
-
-
 def groups_of_cells(cohort: Cohort, train_s: Mask) -> tuple[NDArray[np.int64], int]:
-    """:func:`_grouped`, kept until the next fold, as several baselines ask for it."""
-    global _last
-    key = train_s.tobytes()
-    if _last is None or _last[0]() is not cohort or _last[1] != key:
-        _last = weakref.ref(cohort), key, _grouped(cohort, train_s)
-    return _last[2]
+    """Code of each cell's type, -1 where it is of none of the training samples' types, and how many types there are.
+
+    Types are those of the cohort. Without them cells are clustered by k-means of training cells with as many as ``CLUSTERS`` centres.
+    They are remembered for the last training samples.
+    """
+    groups: tuple[NDArray[np.int64], int] = cohort.remembered("groups", train_s, lambda: _grouped(cohort, train_s))
+    return groups
 
 
 def _grouped(cohort: Cohort, train_s: Mask) -> tuple[NDArray[np.int64], int]:
-    """Code of each cell's type, -1 where it is of none of the training samples' types, and how many types there are.
-
-    Types are those of the cohort. Without them cells are clustered by k-means with as many as ``CLUSTERS`` centres, from at most
-    ``_MOST_FITTED`` training cells.
-    """
-    train_n = np.append(train_s, False)[cohort.sample_n]
+    train_n = cohort.cells(train_s)
     if cohort.types_n is not None:
         names = np.unique(cohort.types_n[train_n & (cohort.types_n != "")].astype(str))
         place = {name: number for number, name in enumerate(names)}
         return np.array([place.get(name, -1) for name in cohort.types_n], np.int64), len(names)
-    from sklearn.cluster import KMeans
-
-    x_nf = np.asarray(cohort.features(train_s), np.float32)
-    rows = np.flatnonzero(train_n)
-    if len(rows) > _MOST_FITTED:
-        rows = np.sort(np.random.default_rng(0).choice(rows, _MOST_FITTED, replace=False))
-    k = min(CLUSTERS, len(rows))
-    centres = KMeans(k, n_init=3, random_state=0).fit(x_nf[rows])
-    return centres.predict(x_nf).astype(np.int64), k
+    x_nf = cohort.features(train_s)
+    centre_kf = cluster_centres(x_nf[train_n], CLUSTERS)
+    return nearest_centre(x_nf, centre_kf), len(centre_kf)
 
 
 def _type_counts(cohort: Cohort, train_s: Mask, cells_n: Mask | None) -> Floats:
@@ -144,11 +133,40 @@ def types(cohort: Cohort, train_s: Mask, cells_n: Mask | None = None) -> Floats:
     n, both_n = len(cohort.samples), np.where((code_n >= 0) & (group_n >= 0), code_n * groups + group_n, -1)
     sum_stf = sums(x_nf, both_n, n * groups).reshape(n, groups, -1)
     count_st = _counts(both_n, n * groups).reshape(n, groups)
-    trained_t = count_st[train_s].sum(0)
-    typical_tf = sum_stf[train_s].sum(0) / np.maximum(trained_t, 1)[:, None]
+    train_n = np.where(np.append(train_s, False)[cohort.sample_n], group_n, -1)
+    trained_t = _counts(train_n, groups)
+    typical_tf = sums(x_nf, train_n, groups) / np.maximum(trained_t, 1)[:, None]
     mean_stf = (sum_stf + typical_tf) / (count_st[..., None] + 1)
     kept = mean_stf[:, trained_t >= FEWEST_TYPE_CELLS]
     return kept.reshape(n, -1) if kept.shape[1] else np.zeros((n, 1))
+
+
+def lda(cohort: Cohort, train_s: Mask, cells_n: Mask | None = None) -> Floats:
+    """Means of the cells' features in the directions in which training samples differ most beside their own cells.
+
+    What a contrast of two views of a sample against other samples' learns in the linear limit, in closed form (Fisher's discriminants of
+    samples): no label of a sample is used. To the covariance of cells within samples ``SHRINKAGE`` times its mean variance is added, so
+    that directions in which hardly any cell varies are not blown up. At most ``DIRECTIONS`` dimensions.
+    """
+    axis_fd = cohort.remembered("lda", train_s, lambda: _discriminants(cohort, train_s))
+    found: Floats = mean(cohort, train_s, cells_n) @ axis_fd
+    return found
+
+
+def _discriminants(cohort: Cohort, train_s: Mask) -> Floats:
+    """Directions of :func:`lda` with a variance of 1 within samples, those in which samples differ most first, shape (features, d)."""
+    x_nf, train_n = cohort.features(train_s), cohort.cells(train_s)
+    mean_sf = _means(x_nf, cohort.sample_n, len(cohort.samples))
+    apart_nf = x_nf[train_n] - mean_sf[cohort.sample_n[train_n]]
+    within_ff = apart_nf.T @ apart_nf / max(1, len(apart_nf))
+    within_ff += SHRINKAGE * within_ff.trace() / len(within_ff) * np.eye(len(within_ff))
+    variance_f, along_ff = np.linalg.eigh(within_ff)
+    kept_f = variance_f > 1e-9 * max(float(variance_f.max(initial=0.0)), 1e-300)
+    white_fw = along_ff[:, kept_f] / np.sqrt(variance_f[kept_f])
+    own_sf = mean_sf[train_s & np.isfinite(mean_sf).all(1)]
+    _, _, direction_dw = np.linalg.svd((own_sf - own_sf.mean(0)) @ white_fw, full_matrices=False)
+    found: Floats = white_fw @ direction_dw[: min(DIRECTIONS, len(own_sf) - 1)].T
+    return found
 
 
 def covariates(cohort: Cohort, train_s: Mask, cells_n: Mask | None = None, columns: Sequence[str] = ()) -> Floats:
@@ -199,13 +217,25 @@ def random(cohort: Cohort, train_s: Mask, cells_n: Mask | None = None) -> Floats
 
 
 def gloscope(cohort: Cohort, train_s: Mask, cells_n: Mask | None = None) -> Floats:
-    """Coordinates that keep GloScope distances: see :mod:`sctool.models.samples.gloscope`."""
-    return gloscope_features(np.asarray(cohort.features(train_s), np.float64), _codes(cohort, cells_n), train_s)
+    """Coordinates that keep GloScope distances: see :mod:`sctool.models.samples.gloscope`.
+
+    Distances of all cells do not depend on the fold where the features do not, and are then remembered.
+    """
+    x_nf = cohort.features(train_s)
+    if cells_n is not None:
+        return place(divergences(x_nf, _codes(cohort, cells_n), len(cohort.samples)), train_s)
+    # held weakly, so that features of one fold are not kept beside those of the next
+    of, apart_ss = cohort.memo.get("gloscope", (b"", (lambda: None, None)))[1]
+    if of() is not x_nf:
+        of, apart_ss = weakref.ref(x_nf), divergences(x_nf, cohort.sample_n, len(cohort.samples))
+        cohort.memo["gloscope"] = b"", (of, apart_ss)
+    return place(apart_ss, train_s)
 
 
 BASELINES: dict[str, tuple[Baseline, str]] = {
     "mean": (mean, "mean of the cells' features (pseudobulk)"),
     "mean_sd": (mean_sd, "mean and standard deviation of the cells' features"),
+    "lda": (lda, "means in the directions in which samples differ most beside their cells (the contrast in the linear limit)"),
     "composition": (composition, "share of each cell type, or k-means cluster"),
     "composition_clr": (composition_clr, "centred log-ratio of the shares of types or clusters"),
     "mean_and_composition": (mean_and_composition, "mean of the cells' features beside log-ratios of types or clusters"),

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 NEIGHBOURS = 25
-MOST_CELLS = 500
+MOST_CELLS = 300
 """Of a sample whose distances are taken; its density is of all of them."""
 DIMENSIONS = 10
+_BLOCK = 4096
 
 
 def log_radii(x_nf: Floats, code_n: NDArray[np.int64], samples: int, k: int = NEIGHBOURS, most: int = MOST_CELLS) -> Floats:
@@ -24,27 +25,28 @@ def log_radii(x_nf: Floats, code_n: NDArray[np.int64], samples: int, k: int = NE
 
     Shape (samples, samples). ``k`` falls to the number of cells there are; NaN for samples of fewer than 2 cells.
     """
-    from sklearn.neighbors import NearestNeighbors
-
     rng = np.random.default_rng(0)
     order = np.argsort(code_n, kind="stable")
-    edges = np.searchsorted(code_n[order], np.arange(samples + 1))
-    rows = [order[a:b] for a, b in pairwise(edges)]
+    rows = [order[a:b] for a, b in pairwise(np.searchsorted(code_n[order], np.arange(samples + 1)))]
     asked = [np.sort(rng.choice(own, most, replace=False)) if len(own) > most else own for own in rows]
-    ask_n = np.concatenate(asked) if asked else np.zeros(0, int)
+    ask_n = np.concatenate(asked)
     from_n = np.repeat(np.arange(samples), [len(own) for own in asked])
     sizes = np.bincount(from_n, minlength=samples)
+    x_nf = np.asarray(x_nf - x_nf[order[code_n[order] >= 0]].mean(0), np.float32)  # about 0, where single precision will do
+    square_n = np.square(x_nf).sum(1)
     out = np.full((samples, samples), np.nan)
     for to, own in enumerate(rows):
         if len(own) < 2:
             continue
-        within = from_n == to
-        search = NearestNeighbors(n_neighbors=min(k + 1, len(own))).fit(x_nf[own])
-        radius_nk = search.kneighbors(x_nf[ask_n])[0]
         # of its own sample a cell finds itself first, so that its k-th neighbour is the next one
-        other = min(k, len(own)) - 1
-        r_n = np.where(within, radius_nk[:, -1], radius_nk[:, other])
-        log_n = np.log(np.maximum(r_n, 1e-12))
+        here, other = min(k, len(own) - 1), min(k, len(own)) - 1
+        log_n = np.empty(len(ask_n))
+        for at in range(0, len(ask_n), _BLOCK):
+            part = slice(at, at + _BLOCK)
+            apart_nk = square_n[own] - 2 * (x_nf[ask_n[part]] @ x_nf[own].T)
+            near_nk = np.partition(apart_nk, sorted({here, other}), axis=1)
+            near_n = np.where(from_n[part] == to, near_nk[:, here], near_nk[:, other]) + square_n[ask_n[part]]
+            log_n[part] = 0.5 * np.log(np.maximum(near_n, 1e-12))
         total_s = np.bincount(from_n, weights=log_n, minlength=samples)
         out[:, to] = np.divide(total_s, sizes, out=np.full(samples, np.nan), where=sizes > 1)
     return out
@@ -85,8 +87,3 @@ def place(d_ss: Floats, train_s: NDArray[np.bool_], dimensions: int = DIMENSIONS
         return np.zeros((len(d_ss), 1))
     to_st = np.where(known_s[:, None], d_ss[:, train], column_t[None])
     return -0.5 * (to_st - column_t[None]) @ vectors[:, kept] / np.sqrt(values[kept])
-
-
-def gloscope_features(x_nf: Floats, code_n: NDArray[np.int64], train_s: NDArray[np.bool_]) -> Floats:
-    """Features of samples from the divergences of their cells; the directions are of the training samples only."""
-    return place(divergences(x_nf, code_n, len(train_s)), train_s)

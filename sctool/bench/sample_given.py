@@ -1,0 +1,285 @@
+"""Embeddings and metadata of samples from CSV files of any tool, and the cohort that these are of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sctool.config import Config
+from sctool.data.check_samples import check_samples_file
+from sctool.data.cohort import Cohort, sample_table, text
+from sctool.data.read import H5ad, near
+from sctool.data.representation import Given
+from sctool.engine.samples import represent
+from sctool.errors import SctoolError
+from sctool.models.samples.baselines import BASELINES
+
+FEWEST = 4
+"""Samples that files must share."""
+_ROW = "give a CSV with a row for each sample: its name, then its dimensions"
+_MISSING = ["", "NA", "NaN", "nan"]
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Embeddings of the same samples.
+
+    Attributes
+    ----------
+    x_sd
+        By name, shape (samples, dimensions) each.
+    cohort
+        The samples; without cells where no file of cells was given.
+    varying
+        Columns of cells that are not of samples, with an example.
+    """
+
+    x_sd: dict[str, NDArray[np.float64]]
+    cohort: Cohort
+    varying: dict[str, str]
+
+
+def open_embeddings(
+    files: Sequence[Path], metadata: Path | None, data: Path | None, config: Config, known: Sequence[str], say: Callable[[str], None]
+) -> Embeddings:
+    """Read embeddings and what is known of their samples.
+
+    Parameters
+    ----------
+    files
+        CSV files with a row for each sample, or folders with an ``embeddings.csv``.
+    metadata
+        CSV of what is known of the samples; where it is None, what else the first file says. It goes before columns of cells.
+    data
+        The .h5ad of the cells.
+    known
+        Columns that are no dimensions, even if they are numbers.
+
+    Raises
+    ------
+    SctoolError
+        If a file is not one of samples, or files don't fit each other.
+    """
+    paths = [path / "embeddings.csv" if path.is_dir() else path for path in files]
+    names = embedding_names(paths)
+    about = None if metadata is None else by_sample(metadata, config.sampleclr.sample_key, strict=data is None)
+    known = [*known, *(about if about is not None else ())]
+    settings = config.sampleclr
+    known += [key for key in (settings.donor_key, settings.study_key, *settings.covariates) if key]
+    values, others = {}, []
+    for name, path in zip(names, paths, strict=True):
+        values[name], other = read_embedding(path, settings.sample_key, known, strict=data is None)
+        others.append(other)
+        dims = list(map(str, values[name].columns))
+        said = dims[0] if len(dims) == 1 else f"{len(dims)} dimensions {dims[0]} to {dims[-1]}"
+        unused = [str(key) for key in other if pd.api.types.is_numeric_dtype(other[key])]
+        say(f"{name}: {len(other)} samples, {said}" + (f"; not used as dimensions: {', '.join(unused)}" if unused else ""))
+    table = others[0] if about is None else about
+    varying: dict[str, str] = {}
+    if data is None:
+        cohort = of_table(table, config, metadata or paths[0], say)
+    else:
+        cohort = of_cells(data, config, table, metadata is not None)
+        varying = {key: said for key, said in sample_table(cohort.obs, cohort.sample_n, cohort.samples)[1].items() if key not in table}
+        say(f"{data.name}: {len(cohort)} samples, {len(cohort.obs):,} cells")
+    named = cohort.samples.astype(str)
+    shared_s = np.all([np.isin(named, table.index) for table in values.values()], axis=0)
+    for name, one in values.items():
+        more = int((~one.index.isin(named)).sum())
+        if more:
+            say(f"note: {more} of {len(one)} samples of {name} are not in the metadata and are left out")
+    if not shared_s.all():
+        say(f"note: {int((~shared_s).sum())} of {len(shared_s)} samples are not in every embedding and are left out")
+    if shared_s.sum() < FEWEST:
+        examples = ", ".join(f"{name} has {one.index[0]}" for name, one in values.items())
+        raise SctoolError(
+            f"{int(shared_s.sum())} samples are in the metadata, like {named[0]}, and in every embedding ({examples})",
+            f"give files of the same samples, at least {FEWEST}, or their column with --sample-key",
+        )
+    cohort = _kept(cohort, shared_s)
+    few = int((~cohort.usable_s).sum())
+    if few:
+        say(f"note: {few} samples have fewer than {settings.min_cells} cells and are not scored (--set sampleclr.min_cells=N)")
+    ordered = {name: one.loc[cohort.samples.astype(str)].to_numpy(np.float64) for name, one in values.items()}
+    return Embeddings(ordered, cohort, varying)
+
+
+def read_embedding(
+    path: Path, sample_key: str | None = None, known: Sequence[str] = (), *, strict: bool = False
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Dimensions and other columns of an embedding, both indexed by sample.
+
+    Dimensions are ``e1, e2, ...`` where there are such columns, else all columns of numbers but ``n_cells``, row numbers and known ones.
+
+    Raises
+    ------
+    SctoolError
+        If there are none, samples repeat, or a value is missing.
+    """
+    table = by_sample(path, sample_key, strict=strict)
+    dims = [key for key in table if re.fullmatch(r"e\d+", str(key))]
+    dims = dims or [key for key in table if _is_dimension(table[key]) and key not in (*known, "n_cells", "donor")]
+    if not dims:
+        listed = ", ".join(map(str, table)) or "none but names"
+        raise SctoolError(f"{path} has no columns of numbers that could be dimensions; it has: {listed}", _ROW)
+    for key in dims:
+        numbers = pd.to_numeric(table[key], errors="coerce").astype(float)
+        bad = ~np.isfinite(numbers.to_numpy())
+        if bad.any():
+            at = int(np.flatnonzero(bad)[0])
+            said = table[key].iloc[at]
+            value = "no value" if pd.isna(said) else repr(str(said))
+            raise SctoolError(
+                f"{path}: sample {table.index[at]} has {value} in {key}, which is no finite number ({int(bad.sum())} such samples)",
+                "drop those samples from the file",
+            )
+    return table[dims].astype(float), table.drop(columns=dims)
+
+
+def _is_dimension(values: pd.Series) -> bool:
+    if not pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values):
+        return False
+    # what pandas calls Unnamed is the number of a row, or a column without a name
+    return not (str(values.name).startswith("Unnamed: ") and values.tolist() == list(range(len(values))))
+
+
+def by_sample(path: Path, sample_key: str | None = None, *, strict: bool = False) -> pd.DataFrame:
+    """A CSV (or .tsv) by sample: the column asked for, ``sample``, or the first.
+
+    Parameters
+    ----------
+    strict
+        The column asked for must be there; it need not where it is one of cells.
+
+    Raises
+    ------
+    SctoolError
+        If the file is no table, is empty, or a sample has no name or several rows.
+    """
+    if not path.exists():
+        raise SctoolError(f"{path}: no such file", _ROW)
+    words: dict[str, Any] = {"keep_default_na": False, "na_values": _MISSING, "sep": "\t" if path.suffix in (".tsv", ".txt") else ","}
+    try:
+        columns = list(map(str, pd.read_csv(path, nrows=0, **words).columns))
+        if sample_key is not None and sample_key not in columns and strict:
+            raise SctoolError(f"{path} has no column {sample_key!r} (--sample-key); it has: {_listed(columns)}", near(sample_key, columns))
+        key = sample_key if sample_key in columns else "sample" if "sample" in columns else columns[0]
+        table = pd.read_csv(path, index_col=False, dtype={key: str}, **words)  # 007 is a name
+    except (UnicodeDecodeError, OSError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise SctoolError(f"{path} is not a CSV table ({' '.join(str(error).split())})", _ROW) from None
+    if not len(table):
+        raise SctoolError(f"{path} has a header and no rows", _ROW)
+    table.index = pd.Index(text(table[key]).astype(str), name=None)
+    if (table.index == "").any():
+        raise SctoolError(f"{path}: row {int(np.flatnonzero(table.index == '')[0]) + 2} has no name in {key!r}", "name every sample")
+    repeated = table.index[table.index.duplicated()]
+    if len(repeated):
+        raise SctoolError(
+            f"{path}: {len(repeated)} rows repeat a sample of {key!r}, e.g. {repeated[0]}",
+            "give one row for each sample, or their column with --sample-key",
+        )
+    return table.drop(columns=[key])
+
+
+def _listed(columns: Sequence[str], most: int = 12) -> str:
+    return ", ".join(columns[:most]) + (f" and {len(columns) - most} more" if len(columns) > most else "")
+
+
+def embedding_names(paths: Sequence[Path]) -> list[str]:
+    """A name for each file: of the file, or of its folder where files share theirs or are called ``embeddings``.
+
+    Raises
+    ------
+    SctoolError
+        If a file is given twice.
+    """
+    real = [path.resolve() for path in paths]
+    for at, path in enumerate(real):
+        if path in real[:at]:
+            raise SctoolError(f"{paths[at]} is given twice", "give each embedding once")
+    stems = [path.stem for path in real]
+    named = [path.parent.name if path.stem == "embeddings" or stems.count(path.stem) > 1 else path.stem for path in real]
+    named = [str(path.with_suffix("")) if named.count(name) > 1 else name for name, path in zip(named, real, strict=True)]
+    taken = {*BASELINES, *(f"{name}, nearest" for name in BASELINES)}
+    return [f"{name} (given)" if name in taken else name for name in named]
+
+
+def of_table(table: pd.DataFrame, config: Config, path: Path, say: Callable[[str], None]) -> Cohort:
+    """A cohort of samples without cells.
+
+    Raises
+    ------
+    SctoolError
+        If a column asked for is not there, or a sample has no donor.
+    """
+    columns = list(map(str, table.columns))
+    settings = config.sampleclr
+    for flag, keys in (("--donor-key", [settings.donor_key]), ("--study-key", [settings.study_key]), ("--covariate", settings.covariates)):
+        for asked in keys:
+            if asked is not None and asked not in table:
+                raise SctoolError(f"{path} has no column {asked!r} ({flag}); it has: {_listed(columns) or 'none'}", near(asked, columns))
+    key = settings.donor_key or ("donor" if "donor" in table else None)
+    samples = table.index.to_numpy(object)
+    donor_s = _donors(text(table[key]), samples, f"{key!r} of {path}") if key else samples
+    if key is None:
+        say("note: every sample counts as a donor of its own; if donors have several samples, give their column with --donor-key")
+    rows = pd.DataFrame({"sample": samples, "donor": donor_s, "n_cells": 1.0})
+    if "n_cells" in table:
+        rows["n_cells"] = pd.to_numeric(table["n_cells"], errors="coerce").to_numpy(np.float64)
+        bad = np.flatnonzero(~(rows["n_cells"] >= 0))
+        if len(bad):
+            raise SctoolError(f"{path}: sample {samples[bad[0]]} has {table['n_cells'].iloc[bad[0]]} in n_cells", "correct or drop n_cells")
+    rest = table.drop(columns=[name for name in ("donor", "n_cells") if name in table]).reset_index(drop=True)
+    n, whole = len(table), pd.concat([rows, rest], axis=1)
+    no_cells = Given(np.zeros((n, 1), np.float32), {})
+    return Cohort(samples, donor_s, np.arange(n), whole, rows, None, no_cells, np.ones(n, bool))
+
+
+def of_cells(path: Path, config: Config, known: pd.DataFrame, first: bool) -> Cohort:
+    """A cohort with its cells, and with columns of the metadata, which go ``first`` or only add to those of cells.
+
+    Raises
+    ------
+    SctoolError
+        As :func:`sctool.data.check_samples.check_samples_file` says; donors, studies and covariates may be of either file.
+    """
+    file, settings = H5ad(path), config.sampleclr
+    mine = {key: getattr(settings, key) for key in ("donor_key", "study_key")}
+    there = {f"sampleclr.{key}": None if name in known and name not in file.obs else name for key, name in mine.items()}
+    there["sampleclr.covariates"] = [key for key in settings.covariates if key not in known]
+    cohort = check_samples_file(file, config.replaced(there), represent, training=False).require_cohort()
+    more = known[[key for key in known if (first or key not in cohort.table) and key not in ("sample", "n_cells", "donor")]]
+    more = more.reindex(cohort.samples.astype(str)).reset_index(drop=True)
+    table = pd.concat([cohort.table.drop(columns=[key for key in more if key in cohort.table]), more], axis=1)
+    donor_s, own = cohort.donor_s, mine["donor_key"]
+    if own is not None and there["sampleclr.donor_key"] is None:
+        named_s = text(known[own].reindex(cohort.samples.astype(str)))
+        donor_s = np.where(named_s == "", cohort.samples, named_s)  # of samples that are in no metadata, which have no target either
+        table["donor"] = donor_s
+    return replace(cohort, donor_s=donor_s, table=table)
+
+
+def _donors(donor_s: NDArray[Any], samples: NDArray[Any], where: str) -> NDArray[Any]:
+    unknown = samples[donor_s == ""]
+    if len(unknown):
+        raise SctoolError(f"{len(unknown)} samples have no donor in {where}, e.g. {unknown[0]}", "fill it in, or drop those samples")
+    return donor_s
+
+
+def _kept(cohort: Cohort, kept_s: NDArray[np.bool_]) -> Cohort:
+    code_s = np.where(kept_s, np.cumsum(kept_s) - 1, -1)
+    return replace(
+        cohort,
+        samples=cohort.samples[kept_s],
+        donor_s=cohort.donor_s[kept_s],
+        sample_n=np.append(code_s, -1)[cohort.sample_n],
+        table=cohort.table[kept_s].reset_index(drop=True),
+        usable_s=cohort.usable_s[kept_s],
+    )

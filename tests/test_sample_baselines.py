@@ -1,0 +1,327 @@
+"""Baselines and probes of samples, folds of donors, and their comparison: nothing of a held-out donor is seen, and noise is at chance."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.spatial.distance import cdist
+from sklearn.linear_model import LogisticRegression, Ridge
+
+from sctool.bench.sample_folds import parse_sample_cv
+from sctool.bench.sample_leakage import batch_leakage
+from sctool.bench.sample_quality import baseline_embeds, confounding, halves, retrieval_table, robustness_table, split_halves
+from sctool.bench.samples import Contestant, baseline_contestants, evaluate_samples, sample_folds
+from sctool.config import Config
+from sctool.data.cohort import Cohort, Task
+from sctool.data.representation import Given
+from sctool.errors import SctoolError
+from sctool.models.samples import gloscope as glo
+from sctool.models.samples.baselines import BASELINES, baseline
+from sctool.models.samples.probe import Probe, Scaler, logistic, ridge
+
+TASK = Task("group", "class", ("a", "b"))
+QUICK = Config().replaced({"sampleclr.permutations": 19, "sampleclr.repeats": 2})
+
+
+def cohort(rng, donors=14, each=1, cells=40, shift=0.0, typed=True, levels=2):
+    """Samples of donors of groups whose cells differ by ``shift`` in the first feature."""
+    donor_s = np.repeat([f"d{d:02d}" for d in range(donors)], each)
+    samples = np.array([f"{d}_{i % each}" for i, d in enumerate(donor_s)], object)
+    group_s = np.repeat(np.arange(donors) % levels, each)
+    sample_n = np.append(np.repeat(np.arange(len(samples)), cells), -1)
+    x = rng.normal(size=(len(sample_n), 4)).astype(np.float32)
+    types = np.array(["T", "B"], object)[rng.integers(0, 2, len(sample_n))]
+    x[:, 1] += 3 * (types == "T")
+    x[:-1, 0] += shift * group_s[sample_n[:-1]]
+    table = pd.DataFrame({"sample": samples, "donor": donor_s, "n_cells": cells, "group": np.array(["a", "b", "c", "d"])[group_s]})
+    table["age"] = 10.0 * group_s + rng.normal(size=len(samples))
+    table["site"] = np.where(group_s == 0, "x", "y")
+    obs = pd.DataFrame({"total_counts": rng.poisson(500, len(sample_n))}, index=[f"c{i}" for i in range(len(sample_n))])
+    everyone = np.ones(len(samples), bool)
+    return Cohort(samples, donor_s.astype(object), sample_n, table, obs, types if typed else None, Given(x, {}), everyone)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+# baselines
+
+
+def test_baselines_are_their_definitions(rng):
+    made = cohort(rng)
+    x, train = made.features(made.usable_s), np.arange(14) < 10
+    own = [np.flatnonzero(made.sample_n == s) for s in range(14)]
+    got = {name: function(made, train, None) for name, (function, _) in BASELINES.items()}
+    np.testing.assert_allclose(got["mean"], [x[rows].mean(0) for rows in own], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(got["mean_sd"][:, 4:], [x[rows].std(0) for rows in own], rtol=1e-4)
+    share = np.array([[(made.types_n[rows] == name).mean() for name in ("B", "T")] for rows in own])
+    np.testing.assert_allclose(got["composition"], share)
+    log = np.log(share * 40 + 1)
+    np.testing.assert_allclose(got["composition_clr"], log - log.mean(1, keepdims=True))
+    np.testing.assert_array_equal(got["mean_and_composition"], np.hstack([got["mean"], got["composition_clr"]]))
+    assert got["types"].shape == (14, 8)
+    cells = own[0][made.types_n[own[0]] == "B"]
+    every = np.flatnonzero(np.isin(made.sample_n, np.flatnonzero(train)) & (made.types_n == "B"))
+    np.testing.assert_allclose(got["types"][0, :4], (x[cells].sum(0) + x[every].mean(0)) / (len(cells) + 1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got["covariates"][0], [np.log(41), np.median(made.obs["total_counts"].to_numpy()[own[0]])])
+    assert all(np.isfinite(f).all() and len(f) == 14 for f in got.values())
+
+
+@pytest.mark.parametrize("name", list(BASELINES))
+def test_what_is_fitted_sees_no_held_out_sample(rng, name):
+    """Cells of a sample that is not trained on may change its own features only."""
+    made, train = cohort(rng, typed=False), np.arange(14) < 10
+    before = baseline(name)(made, train, None)
+    x = made.source.x_nf.copy()
+    x[made.sample_n == 12] += 50
+    changed = Cohort(**{**vars(made), "source": Given(x, {})})
+    after = baseline(name)(changed, train, None)
+    others = np.arange(14) != 12
+    np.testing.assert_allclose(after[others], before[others], atol=1e-3)
+    assert name in ("covariates", "random") or not np.allclose(after[12], before[12])
+
+
+def test_covariates_of_samples(rng):
+    made = cohort(rng)
+    made.table.loc[3, "age"] = np.nan
+    got = baseline("covariates")(made, made.usable_s, None, columns=["age", "site"])
+    assert got.shape == (14, 5)
+    assert got[3, 2] == pytest.approx(np.nanmedian(made.table["age"]))
+    assert set(got[:, 3]) == {0, 1}
+    with pytest.raises(SctoolError, match="'sex' is not a column of samples"):
+        baseline("covariates")(made, made.usable_s, None, columns=["sex"])
+    with pytest.raises(SctoolError, match="no baseline of samples is called 'means'"):
+        baseline("means")
+
+
+def test_gloscope_is_its_formula(rng):
+    code = np.repeat([0, 1, 2, -1], [40, 30, 50, 5])
+    x = rng.normal(size=(125, 3)) + np.array([0, 0, 1.5, 9])[code][:, None]
+    k, got = 5, glo.divergences(x, code, 3, 5)
+    cells = [x[code == s] for s in range(3)]
+
+    def one_way(i, j):
+        own = np.sort(cdist(cells[i], cells[i]), 1)[:, k]
+        other = np.sort(cdist(cells[i], cells[j]), 1)[:, k - 1]
+        return 3 * np.mean(np.log(other / own)) + np.log(len(cells[j]) / (len(cells[i]) - 1))
+
+    assert got[0, 2] == pytest.approx(one_way(0, 2) + one_way(2, 0), rel=1e-3)
+    assert got[0, 1] == pytest.approx(max(0, one_way(0, 1) + one_way(1, 0)), abs=1e-3)
+    np.testing.assert_array_equal(got, got.T)
+    assert got[0, 2] > 3 * got[0, 1]
+
+
+def test_samples_are_placed_where_they_were(rng):
+    z = rng.normal(size=(12, 3))
+    train = np.arange(12) < 9
+    placed = glo.place(cdist(z, z) ** 2, train)
+    assert placed.shape == (12, 3)
+    np.testing.assert_allclose(cdist(placed, placed), cdist(z, z), atol=1e-8)  # those not trained on too
+
+
+# probes
+
+
+def test_probes_are_scikit_learns(rng):
+    x, y = rng.normal(size=(30, 5)), rng.integers(0, 2, (3, 30))
+    made = logistic(x, y, 2.0)
+    for row, labels in zip(made, y, strict=True):
+        fitted = LogisticRegression(C=2.0, class_weight="balanced", tol=1e-10, max_iter=2000).fit(x, labels)
+        np.testing.assert_allclose(row[:-1], fitted.coef_[0], atol=1e-4)
+        assert row[-1] == pytest.approx(fitted.intercept_[0], abs=1e-4)
+    value = rng.normal(size=(2, 30)) + x @ rng.normal(size=5)
+    for row, target in zip(ridge(x, value), value, strict=True):
+        fits = [Ridge(alpha=1 / ratio).fit(x, target) for ratio in (0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)]
+        assert min(np.abs(row[:-1] - fit.coef_).max() + abs(row[-1] - fit.intercept_) for fit in fits) < 1e-8
+    assert np.allclose(logistic(x, np.zeros((1, 30)))[0, :-1], 0)  # one class
+
+
+def test_scaling_makes_dimensions_comparable(rng):
+    x = np.hstack([100 + 7 * rng.normal(size=(20, 6)), np.ones((20, 2))])
+    scaled = Scaler.fit(x)(x)
+    assert np.square(scaled).sum(1).mean() == pytest.approx(1)
+    assert (scaled[:, 6:] == 0).all()
+    y = (x[:, 0] > 100).astype(float)[None]
+    once, twice = (Probe("class").answers(f[:15], y[:, :15], f[15:]).values_bsc for f in (x, np.hstack([x, x])))
+    np.testing.assert_allclose(once, twice, atol=1e-6)  # the same features twice say no more
+
+
+@pytest.mark.parametrize("neighbours", [0, 3])
+def test_probes_of_every_kind(rng, neighbours):
+    x = rng.normal(size=(60, 3))
+    level = np.digitize(x[:, 0], [-0.5, 0.5]).astype(float)
+    for kind, classes, truth in (("class", 3, level), ("ordinal", 3, level), ("regression", 1, x[:, 0])):
+        got = Probe(kind, classes, neighbours).answers(x[:40], np.stack([truth[:40], rng.permutation(truth[:40])]), x[40:])
+        assert got.values_bsc.shape == (2, 20, classes)
+        if kind != "regression":
+            np.testing.assert_allclose(got.values_bsc.sum(2), 1)
+            assert (got.values_bsc >= 0).all()
+            assert np.mean(got.called_bs[0] == truth[40:]) > 0.6
+        assert np.corrcoef(got.called_bs[0], truth[40:])[0, 1] > 0.6 > np.corrcoef(got.called_bs[1], truth[40:])[0, 1]
+    with pytest.raises(SctoolError, match="1 of 3 features of the test samples"):
+        Probe("class").answers(x[:40], level[:40] > 0, np.where(np.arange(3) == 1, np.nan, x[40:]))
+
+
+@pytest.mark.parametrize("neighbours", [0, 5])
+def test_probabilities_are_at_the_frequencies_asked_for(rng, neighbours):
+    """Else a fold that holds out more of a class would rank it lower, and answers of folds ranked together fall below chance."""
+    x, y = rng.normal(size=(40, 3)), np.append(np.ones(10), np.zeros(20))
+    probe = Probe("class", 2, neighbours)
+    own, even, rare = (probe.answers(x[:30], y, x[30:], prior) for prior in (None, np.array([0.5, 0.5]), np.array([0.9, 0.1])))
+    odds = [each.values_bsc[0, :, 1] / each.values_bsc[0, :, 0] for each in (own, even, rare)]
+    np.testing.assert_allclose(odds[0], odds[1] / 2)
+    np.testing.assert_allclose(odds[2], odds[1] / 9)
+    np.testing.assert_array_equal(own.called_bs, rare.called_bs)
+    np.testing.assert_array_equal(own.called_bs[0], odds[1] > 1)
+
+
+# folds
+
+
+@pytest.mark.parametrize("cv", ["auto", "donors:3", "leave-one-donor-out", "leave-one-study-out"])
+def test_no_donor_is_in_both_parts(rng, cv):
+    made = cohort(rng, each=2)
+    made.table["study"] = np.where(np.arange(28) < 14, "one", "two")
+    config = QUICK.replaced({"sampleclr.cv": cv, "sampleclr.study_key": "study"})
+    folds = sample_folds(made, TASK, config)
+    tested = np.zeros((2, 28), int)
+    for fold in folds:
+        assert not set(made.donor_s[fold.train_s]) & set(made.donor_s[fold.test_s])
+        assert set(made.table["group"][fold.train_s]) == {"a", "b"}
+        tested[fold.repeat] += fold.test_s
+    assert (tested[0] == 1).all()
+    assert (tested[1] == (1 if cv in ("auto", "donors:3") else 0)).all()
+
+
+def test_samples_without_truth_are_trained_on_and_never_tested(rng):
+    made = cohort(rng)
+    made.table.loc[2, "group"] = np.nan
+    folds = sample_folds(made, TASK, QUICK)
+    assert all(fold.train_s[2] and not fold.test_s[2] for fold in folds)
+
+
+def test_few_donors_are_refused(rng):
+    with pytest.raises(SctoolError, match="class 'b' has 2 donors"):
+        sample_folds(cohort(rng, donors=5), TASK, QUICK)
+    made = cohort(rng)
+    made.table["study"] = "one"
+    by_study = QUICK.replaced({"sampleclr.cv": "leave-one-study-out", "sampleclr.study_key": "study"})
+    with pytest.raises(SctoolError, match="there is one study"):
+        sample_folds(made, TASK, by_study)
+    made.table["study"] = made.table["group"]
+    with pytest.raises(SctoolError, match=r"with study a held out, class 'a' has 0 donors"):
+        sample_folds(made, TASK, by_study)
+    with pytest.raises(SctoolError, match="is not known"):
+        parse_sample_cv("cells:5")
+
+
+# the comparison
+
+
+def test_a_difference_is_found_and_noise_is_not(rng):
+    made = cohort(rng, donors=16, each=2, shift=0.8)
+    folds = sample_folds(made, TASK, QUICK)
+    contestants = [c for c in baseline_contestants(made, QUICK) if c.name in ("mean", "random", "mean, nearest")]
+    oracle = np.eye(2)[(made.table["group"] == "b").to_numpy(int)] * 0.8 + 0.1
+    contestants.append(Contestant("oracle", "supervised", predict=lambda train_s: oracle))
+    contestants.append(Contestant("coin", "supervised", predict=lambda train_s: np.full((32, 2), 0.5)))
+    told = evaluate_samples(made, TASK, contestants, folds, QUICK)
+    table = told.tables["comparison"].set_index(["name", "score"])
+    auc = table.xs("auc", level="score")
+    assert auc.loc["mean", "value"] > 0.95
+    assert auc.loc["mean", "p"] == 0.05
+    assert auc.loc["random", "p"] > 0.1
+    assert auc.loc["coin", "value"] == 0.5
+    assert auc.loc["oracle", ["value", "low", "high"]].tolist() == [1, 1, 1]
+    assert abs(auc.loc["mean", "null"] - 0.5) < 0.15
+    assert auc["permuted"].to_dict() == {
+        "mean": "labels",
+        "mean, nearest": "labels",
+        "random": "labels",
+        "oracle": "answers",
+        "coin": "answers",
+    }
+    assert (auc["low"] <= auc["value"]).all()
+    assert (auc["n_donors"] == 16).all()
+    best = auc.loc["coin", "against"]
+    assert auc.loc["coin", "difference"] == pytest.approx(0.5 - auc.loc[best, "value"])
+    assert auc.loc["coin", "difference_high"] < 0
+    assert np.isnan(auc.loc[best, "difference"])
+    assert table.loc[("coin", "log_loss"), "value"] == pytest.approx(np.log(2))
+    assert any(line.startswith(f"behind the baseline '{best}' in auc") and "coin" in line for line in told.verdict())
+    assert any(note.startswith(f"coin - {best}, auc: -0.") and "over 16 donors" in note for note in told.notes)
+    predictions = told.tables["predictions"]
+    assert predictions.groupby(["name", "repeat", "sample"]).size().eq(1).all()
+    assert (predictions["p_a"] + predictions["p_b"]).to_numpy() == pytest.approx(1)
+    assert told.metrics["by_class"]["a"] == {"samples": 16, "donors": 8}
+
+
+@pytest.mark.parametrize("task", [Task("age", "regression"), Task("group", "ordinal", ("a", "b", "c"))])
+def test_numbers_and_levels(rng, task):
+    made = cohort(rng, donors=18, shift=1.0, levels=3)
+    contestants = [c for c in baseline_contestants(made, QUICK) if c.name in ("mean", "random")]
+    told = evaluate_samples(made, task, contestants, sample_folds(made, task, QUICK), QUICK)
+    value = told.tables["comparison"].set_index(["name", "score"])["value"]
+    assert value["mean", told.columns[0]] > 0.6 > value["random", told.columns[0]]
+    assert value["mean", "mae"] < value["random", "mae"]
+    assert set(told.tables["predictions"]["truth"]) <= ({"a", "b", "c"} if task.order else set(made.table["age"]))
+
+
+def test_answers_that_do_not_fit_are_refused(rng):
+    made = cohort(rng)
+    folds = sample_folds(made, TASK, QUICK)
+    with pytest.raises(SctoolError, match=r"bad: answers of shape \(\d, 3\)"):
+        evaluate_samples(made, TASK, [Contestant("bad", "supervised", predict=lambda train_s: np.ones((14, 3)))], folds, QUICK)
+    with pytest.raises(SctoolError, match="no sample of group"):
+        evaluate_samples(made, TASK, baseline_contestants(made, QUICK), [], QUICK)
+
+
+# figures without a task
+
+
+def test_halves_of_cells_and_retrieval(rng):
+    made = cohort(rng, donors=6, cells=41)
+    made.source.x_nf[:] += 8 * rng.normal(size=(7, 4))[made.sample_n]
+    a, b = halves(made, rng)
+    assert not (a & b).any()
+    assert (np.bincount(made.sample_n[a], minlength=6) == 20).all()
+    assert (np.bincount(made.sample_n[b], minlength=6) == 20).all()
+    embeds = baseline_embeds(made, QUICK)
+    table = retrieval_table(made, {"mean": embeds["mean"], "composition": embeds["composition"]}).set_index("name")
+    assert table.loc["mean", "top1"] > 0.9
+    assert table.loc["composition", "top1"] < 0.7
+    assert table.loc["mean", "chance"] == 1 / 11
+    assert np.isnan(table.loc["mean", "donor_top1"])
+    noise = split_halves(made, lambda cells: np.random.default_rng(int(cells.sum())).normal(size=(6, 1)) * 0, rng)
+    assert noise["top1"] == pytest.approx(1 / 11)
+    few = robustness_table(made, {"mean": embeds["mean"]}, (5, 20, 41))
+    assert few["cells"].tolist() == [5, 20]  # no sample has more than 41
+    assert few["drift"].is_monotonic_decreasing
+    assert few["retrieval"].iloc[-1] == 1
+
+
+def test_leaked_batches_are_found(rng):
+    made = cohort(rng, donors=16, shift=1.0)
+    made.table["pool"] = np.array(["p", "q", "r", "s"])[np.arange(16) // 4]
+    made.table["rare"] = np.where(np.arange(16) < 2, "few", "many")
+    made.table["one"] = "same"
+    z = baseline("mean")(made, made.usable_s, None)
+    table = batch_leakage(made, z, ["site", "pool", "rare", "one"], QUICK).set_index(["covariate", "probe"])
+    assert table.loc[("site", "linear"), "auc"] > 0.9
+    assert table.loc[("site", "nearest"), "p"] == 0.05
+    assert abs(table.loc[("pool", "linear"), "auc"] - 0.5) < 0.3
+    assert table.loc[("pool", "linear"), "p"] > 0.05
+    assert set(table.index.get_level_values("covariate")) == {"site", "pool"}
+    assert table.loc[("site", "linear"), "n_donors"] == 16
+
+
+def test_confounding_is_told(rng):
+    made = cohort(rng)
+    table = confounding(made, TASK, ["site", "age", "nothing"]).set_index("covariate")
+    assert table.loc["site", ["measure", "strong", "levels_of_one"]].tolist() == ["cramers_v", True, 2.0]
+    assert table.loc["site", "value"] == pytest.approx(1)
+    assert table.loc["age", "measure"] == "eta_squared"
+    assert table.loc["age", "value"] > 0.9
+    assert np.isnan(table.loc["n_cells", "value"])  # all samples have as many
+    assert not table.loc["n_cells", "strong"]
