@@ -18,9 +18,9 @@ from train_speed import Clock
 from sctool.config import load_config
 from sctool.data.integration import prepare_integration
 from sctool.data.minibatch import CellStore
+from sctool.data.prepare import default_epochs
 from sctool.data.samplers import UniformSampler
 from sctool.engine.integrate import integration_stages
-from sctool.data.prepare import default_epochs
 from sctool.engine.run import Setting
 from sctool.engine.trainer import Trainer
 from sctool.models.registry import BUILDERS

@@ -259,7 +259,7 @@ class SampleCLRConfig(Section):
     cv: str = "auto"
     repeats: int = Field(3, ge=1)
     permutations: int = Field(200, ge=0)
-    cells_per_view: Annotated[int, Field(ge=1)] | Annotated[list[int], Field(min_length=2, max_length=2)] = [32, 128]
+    cells_per_view: Annotated[int, Field(ge=1)] | Annotated[list[int], Field(min_length=2, max_length=2)] = [32, 96]
     cell_weights: str | None = None
     preset: Literal["tiny", "middle", "large"] = "tiny"
     n_networks: int = Field(4, ge=2)

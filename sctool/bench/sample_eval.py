@@ -22,7 +22,7 @@ from sctool.bench.sample_leakage import leakage, leaks
 from sctool.bench.sample_tables import combined, figures, verdicts
 from sctool.bench.samples import Contestant, baseline_contestants, evaluate_samples
 from sctool.config import Config
-from sctool.data.cohort import Cohort, Task, parse_tasks
+from sctool.data.cohort import OWN, Cohort, Task, parse_tasks
 from sctool.data.read import near
 from sctool.errors import SctoolError
 from sctool.metrics.samples import replicate_robustness, sample_distances, spare_score, spare_total
@@ -30,7 +30,6 @@ from sctool.metrics.samples import replicate_robustness, sample_distances, spare
 PERFECT, FAR = 0.9995, 0.02
 """A best possible score, and how far below it the best baseline is where it is suspicious."""
 _SPARE = {"class": "class", "regression": "regression", "ordinal": "ranking"}
-_WITHOUT_CELLS = ("covariates", "random")
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,10 @@ def evaluate_embeddings(
         unknown = int((cohort.usable_s & ~cohort.known(task)).sum())
         if unknown:
             say(f"note: {unknown} of {int(cohort.usable_s.sum())} samples have no value of {task.column} and are not scored on it")
-    baselines = [one for one in baseline_contestants(cohort, config) if data is not None or one.name in _WITHOUT_CELLS]
+    baselines = baseline_contestants(cohort, config)
+    if data is None:
+        told = cohort.table["n_cells"].nunique() > 1 or bool(config.sampleclr.covariates)
+        baselines = [one for one in baselines if one.name == "random" or (one.name == "covariates" and told)]
     contestants = [Contestant(name, "embedding", features=partial(_as_given, x_sd)) for name, x_sd in given.x_sd.items()]
     folds = sample_folds(cohort, tasks[0], config)
     evaluations = [evaluate_samples(cohort, task, [*contestants, *baselines], folds, config, say) for task in tasks]
@@ -126,7 +128,9 @@ def _tasks(cohort: Cohort, varying: dict[str, str], config: Config, technical: S
         found = []
         for one in parse_tasks(config.replaced({"sampleclr.tasks": list(said)}), cohort.table, varying):
             if isinstance(one, SctoolError):
-                raise SctoolError(one.message.replace("--task", flag), one.hint)
+                nothing = set(cohort.table) <= set(OWN)
+                hint = "give what is known of the samples with --metadata" if nothing else one.hint
+                raise SctoolError(one.message.replace("--task", flag), hint)
             found.append(one)
         made.append(found)
     tasks, aside = made
@@ -136,7 +140,7 @@ def _tasks(cohort: Cohort, varying: dict[str, str], config: Config, technical: S
     named = [task.column for task in (*tasks, *aside)]
     for key in config.sampleclr.orders:
         if key not in named:
-            raise SctoolError(f"sampleclr.orders: {key!r} is no target", near(key, named))
+            raise SctoolError(f"sampleclr.orders: {key!r} is no target; there are: {', '.join(named)}", near(key, named))
     return tasks, aside
 
 

@@ -39,13 +39,13 @@ def answer_columns(task: Task, values_sc: NDArray[np.float64]) -> pd.DataFrame:
     """``prediction`` and, of classes and levels, ``p_NAME`` of each; of levels also ``expected``, the mean level."""
     if task.kind == "regression":
         return pd.DataFrame({"prediction": values_sc[:, 0]})
-    known = np.isfinite(values_sc).all(1)
+    known = np.asarray(np.isfinite(values_sc).all(1))
     order = np.array(task.order, object)
     if task.kind == "ordinal":  # the level that half of the probability is not above
         above_sk = 1 - np.cumsum(values_sc, 1)[:, :-1]
         best = (above_sk > 0.5).sum(1)
     else:
-        best = np.where(known[:, None], values_sc, 0).argmax(1)
+        best = np.where(known.reshape(-1, 1), values_sc, 0).argmax(1)
     table = pd.DataFrame({"prediction": np.where(known, order[best], "")})
     if task.kind == "ordinal":
         table["expected"] = values_sc @ np.arange(len(order))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sctool.config import Config
 from sctool.data.cohort import Cohort, Task, text
 from sctool.data.folds import outer_folds
+from sctool.data.read import near
 from sctool.errors import SctoolError
 
 Mask = NDArray[np.bool_]
@@ -179,8 +180,11 @@ def _checked(folds: list[SampleFold], cohort: Cohort, task: Task, truth_s: NDArr
 
 
 def _studies(cohort: Cohort, key: str | None) -> NDArray[Any]:
-    if key is None or key not in cohort.table:
-        raise SctoolError(f"--cv leave-one-study-out: --study-key is {key!r}", "give a column of obs with one study for each sample")
+    if key is None:
+        raise SctoolError("--cv leave-one-study-out needs --study-key", "give a column with one study for each sample")
+    if key not in cohort.table:
+        columns = list(map(str, cohort.table))
+        raise SctoolError(f"--study-key {key!r} is not a column of samples; there are: {', '.join(columns)}", near(key, columns))
     return text(cohort.table[key])
 
 

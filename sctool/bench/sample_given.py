@@ -69,13 +69,14 @@ def open_embeddings(
     """
     paths = [path / "embeddings.csv" if path.is_dir() else path for path in files]
     names = embedding_names(paths)
-    about = None if metadata is None else by_sample(metadata, config.sampleclr.sample_key, strict=data is None)
-    known = [*known, *(about if about is not None else ())]
     settings = config.sampleclr
+    _check_key(settings.sample_key, [*paths, *([metadata] if metadata else [])], data)
+    about = None if metadata is None else by_sample(metadata, settings.sample_key)
+    known = [*known, *(about if about is not None else ())]
     known += [key for key in (settings.donor_key, settings.study_key, *settings.covariates) if key]
     values, others = {}, []
     for name, path in zip(names, paths, strict=True):
-        values[name], other = read_embedding(path, settings.sample_key, known, strict=data is None)
+        values[name], other = read_embedding(path, settings.sample_key, known)
         others.append(other)
         dims = list(map(str, values[name].columns))
         said = dims[0] if len(dims) == 1 else f"{len(dims)} dimensions {dims[0]} to {dims[-1]}"
@@ -111,21 +112,20 @@ def open_embeddings(
     return Embeddings(ordered, cohort, varying)
 
 
-def read_embedding(
-    path: Path, sample_key: str | None = None, known: Sequence[str] = (), *, strict: bool = False
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def read_embedding(path: Path, sample_key: str | None = None, known: Sequence[str] = ()) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Dimensions and other columns of an embedding, both indexed by sample.
 
-    Dimensions are ``e1, e2, ...`` where there are such columns, else all columns of numbers but ``n_cells``, row numbers and known ones.
+    Dimensions are ``e1, e2, ...`` where there are such columns, else columns of numbers: those of one name and a number (``PC_1, PC_2``)
+    where these are most, else all but ``n_cells``, row numbers and known ones.
 
     Raises
     ------
     SctoolError
         If there are none, samples repeat, or a value is missing.
     """
-    table = by_sample(path, sample_key, strict=strict)
-    dims = [key for key in table if re.fullmatch(r"e\d+", str(key))]
-    dims = dims or [key for key in table if _is_dimension(table[key]) and key not in (*known, "n_cells", "donor")]
+    table = by_sample(path, sample_key)
+    dims = [key for key in map(str, table) if re.fullmatch(r"e\d+", key)]
+    dims = dims or _alike([key for key in map(str, table) if _is_dimension(table[key]) and key not in (*known, "n_cells", "donor")])
     if not dims:
         listed = ", ".join(map(str, table)) or "none but names"
         raise SctoolError(f"{path} has no columns of numbers that could be dimensions; it has: {listed}", _ROW)
@@ -150,28 +150,54 @@ def _is_dimension(values: pd.Series) -> bool:
     return not (str(values.name).startswith("Unnamed: ") and values.tolist() == list(range(len(values))))
 
 
-def by_sample(path: Path, sample_key: str | None = None, *, strict: bool = False) -> pd.DataFrame:
-    """A CSV (or .tsv) by sample: the column asked for, ``sample``, or the first.
+def _alike(keys: list[str]) -> list[str]:
+    """Those of one name and a number, where these are most, so that an age beside components is not a dimension."""
+    stems = [re.sub(r"\d+$", "", key) for key in keys]
+    commonest = max(stems, key=stems.count, default="")
+    return [key for key, stem in zip(keys, stems, strict=True) if stem == commonest] if 2 * stems.count(commonest) > len(keys) else keys
 
-    Parameters
-    ----------
-    strict
-        The column asked for must be there; it need not where it is one of cells.
+
+def _check_key(sample_key: str | None, paths: Sequence[Path], data: Path | None) -> None:
+    """The column of samples that was asked for must be in some file; the others may call theirs ``sample``."""
+    if sample_key is None or data is not None:
+        return
+    columns = [key for path in paths for key in _header(path)[0]]
+    if sample_key not in columns:
+        columns = list(dict.fromkeys(columns))
+        raise SctoolError(f"no file has a column {sample_key!r} (--sample-key); there are: {_listed(columns)}", near(sample_key, columns))
+
+
+def _header(path: Path) -> tuple[list[str], str]:
+    """Columns of a table, and what separates them.
+
+    Raises
+    ------
+    SctoolError
+        If it is none.
+    """
+    if not path.exists():
+        raise SctoolError(f"{path}: no such file", _ROW)
+    try:
+        with path.open(encoding="utf-8") as file:
+            first = file.readline()
+        sep = max(",\t;", key=first.count)
+        return list(map(str, pd.read_csv(path, nrows=0, sep=sep).columns)), sep
+    except (UnicodeDecodeError, OSError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise SctoolError(f"{path} is not a CSV table ({' '.join(str(error).split())})", _ROW) from None
+
+
+def by_sample(path: Path, sample_key: str | None = None) -> pd.DataFrame:
+    """A CSV (or one with tabs or semicolons) by sample: the column asked for, ``sample``, or the first.
 
     Raises
     ------
     SctoolError
         If the file is no table, is empty, or a sample has no name or several rows.
     """
-    if not path.exists():
-        raise SctoolError(f"{path}: no such file", _ROW)
-    words: dict[str, Any] = {"keep_default_na": False, "na_values": _MISSING, "sep": "\t" if path.suffix in (".tsv", ".txt") else ","}
-    try:
-        columns = list(map(str, pd.read_csv(path, nrows=0, **words).columns))
-        if sample_key is not None and sample_key not in columns and strict:
-            raise SctoolError(f"{path} has no column {sample_key!r} (--sample-key); it has: {_listed(columns)}", near(sample_key, columns))
-        key = sample_key if sample_key in columns else "sample" if "sample" in columns else columns[0]
-        table = pd.read_csv(path, index_col=False, dtype={key: str}, **words)  # 007 is a name
+    columns, sep = _header(path)
+    key = sample_key if sample_key in columns else "sample" if "sample" in columns else columns[0]
+    try:  # 007 is a name
+        table = pd.read_csv(path, index_col=False, dtype={key: str}, sep=sep, keep_default_na=False, na_values=_MISSING)
     except (UnicodeDecodeError, OSError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise SctoolError(f"{path} is not a CSV table ({' '.join(str(error).split())})", _ROW) from None
     if not len(table):

@@ -72,7 +72,7 @@ def predict_samples(
     seen = see(query.module, query.blocks, n, query.tasks, query.scales)
     about = folder.manifest["data"]
     known = folder.table("embeddings")
-    known_td = known[[key for key in known if key[:1] == "e" and key[1:].isdigit()]].to_numpy(np.float32)
+    known_td = known[[key for key in map(str, known) if key[:1] == "e" and key[1:].isdigit()]].to_numpy(np.float32)
     distance_s = nearest(seen.embedded.embedding_sd, known_td)
     tables = embeddings_table(cohort, seen.embedded)
     tables.insert(4, "nearest_training", distance_s)

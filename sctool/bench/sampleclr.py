@@ -30,6 +30,7 @@ from sctool.engine.query import load_module
 from sctool.engine.run import run_settings, run_training
 from sctool.engine.sample_answers import Blend
 from sctool.engine.sample_folds import FoldNetworks, shares
+from sctool.engine.sample_prior import prior_graph
 from sctool.engine.samples import in_blocks, represent, sample_stages, see
 from sctool.engine.trainer import Reporter
 from sctool.models.registry import BUILDERS
@@ -125,7 +126,10 @@ def train_cohort(
 ) -> Trained:
     """Test by cross-validation, train on all samples, and write the results."""
     cohort, tasks, config = made.cohort, made.tasks, made.config
-    prepared = prepare_samples(cohort, tasks, config, cohort.usable_s)
+    graph_ss, notes = prior_graph(cohort, config, cohort.usable_s)
+    for note in notes:
+        say(note)
+    prepared = prepare_samples(cohort, tasks, config, cohort.usable_s, graph_ss)
     place.open(run_settings("sampleclr", config, prepared))
     test = _Test(made, place, tick)
     evaluations = [evaluate_samples(cohort, task, test.contestants(task), made.folds, config, say) for task in tasks if made.folds]

@@ -13,10 +13,13 @@ from sctool.cli.session import Session, evaluation_table, score_table
 from sctool.errors import SctoolError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from sctool.bench.evaluation import Evaluation
     from sctool.bench.sampleclr import Trained
 
 _DATA, _MODEL, _TEST = "Data", "Model", "Test"
-SPARE = {"retention": "targets kept", "removal": "technical removed", "total": "total", "replicates": "samples of a donor near"}
+SPARE = {"retention": "targets kept", "removal": "batch removed", "total": "total", "replicates": "donors together"}
 
 
 def train(
@@ -167,10 +170,11 @@ def predict(
     rows = [[key.replace("_", " "), f"{value:,}"] for key, value in figures.items()]
     lines = []
     if figures["far"]:
-        named = ", ".join(embeddings.loc[embeddings["far"], "sample"].astype(str)[:5])
-        lines.append(f"note: {figures['far']} samples are farther from all training samples than these are from each other: {named}")
-    counts = predictions.groupby(["task", "prediction"]).size() if len(predictions) else []
-    rows += [[f"{task}: {value}", f"{n:,}"] for (task, value), n in getattr(counts, "items", list)() if isinstance(value, str)]
+        listed = ", ".join(embeddings.loc[embeddings["far"], "sample"].astype(str)[:5])
+        lines.append(f"note: {figures['far']} samples are farther from all training samples than these are from each other: {listed}")
+    named = predictions[predictions["prediction"].map(lambda value: isinstance(value, str))] if len(predictions) else predictions
+    for (column, value), part in named.groupby(["task", "prediction"]) if len(named) else ():
+        rows.append([f"{column}: {value}", f"{len(part):,}"])
     session.result({"results": str(results), **figures}, [score_table(results.name, ["what", "samples"], rows)], [*lines, str(results)])
 
 
@@ -232,13 +236,13 @@ def evaluate(
     check_free(results, force=session.force)
     session.limit_threads()
     from sctool.bench.sample_eval import evaluate_embeddings
-    from sctool.bench.sample_tables import SHOWN
 
     made = evaluate_embeddings(embeddings, metadata, data, session.config, technical or [], session.say)
     made.write(results, force=session.force)
-    tables = [evaluation_table(one, SHOWN[one.about["kind"]]) for one in made.evaluations]
-    rows = [[row["name"], *(f"{row[key]:.3f}" if row[key] == row[key] else "-" for key in SPARE)] for row in made.spare.to_dict("records")]
-    tables.append(score_table("SPARE, 3 nearest samples, 0 to 1", ["name", *SPARE.values()], rows))
+    tables = [_of_task(one) for one in made.evaluations]
+    shown = {key: said for key, said in SPARE.items() if made.spare[key].notna().any()}
+    rows = [[row["name"], *(f"{row[key]:.3f}" if row[key] == row[key] else "-" for key in shown)] for row in made.spare.to_dict("records")]
+    tables.append(score_table("nearest samples (SPARE), 0 to 1", ["name", *shown.values()], rows))
     session.result({"results": str(results), **made.metrics}, tables, [*made.lines, str(results)])
 
 
@@ -249,11 +253,19 @@ def _numbers(text: str) -> str:
     return f"[{found[1]}, {found[2]}]" if found[2] else found[1]
 
 
-def _print(session: Session, made: Trained, results: Path) -> None:
+def _of_task(made: Evaluation) -> Table:
+    """Scores of a target, called by its name."""
     from sctool.bench.sample_tables import SHOWN
 
+    table = evaluation_table(made, SHOWN[made.about["kind"]])
+    table.title = f"{made.about['target']}: {made.about['samples']} samples of {made.about['donors']} donors, held out"
+    return table
+
+
+def _print(session: Session, made: Trained, results: Path) -> None:
+
     values = {"model": str(made.folder.path), "results": str(results), **made.metrics}
-    tables = [evaluation_table(one, SHOWN[one.about["kind"]]) for one in made.evaluations]
+    tables = [_of_task(one) for one in made.evaluations]
     if len(made.retrieval):
         rows = [[row["name"], f"{row['top1']:.3f}", f"{row['low']:.3f} to {row['high']:.3f}"] for row in made.retrieval.to_dict("records")]
         tables.append(score_table("halves of held-out samples found", ["name", "top 1", "95 % interval"], rows))

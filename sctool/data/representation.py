@@ -44,8 +44,13 @@ class Projection:
 class Representation(Protocol):
     """Features of cells, fitted on those of some of them where anything is fitted."""
 
-    about: dict[str, Any]
-    genes: dict[str, list[str]]
+    @property
+    def about(self) -> dict[str, Any]:
+        """Where they came from, for the manifest."""
+
+    @property
+    def genes(self) -> dict[str, list[str]]:
+        """Names of the genes by kind; none where features are given."""
 
     def features(self, train_n: Mask) -> Matrix:
         """Of all cells, shape (cells, features)."""

@@ -22,8 +22,8 @@ class View(NamedTuple):
 class SampleBatch(NamedTuple):
     """Two views of some samples, and what is known of these, on the device of the model."""
 
-    a: View
-    b: View
+    views: View
+    """The first views of all samples, then the second, so that one call of a network takes both."""
     targets: Mapping[str, Tensor]
     """By task: code, level or standardised number of each sample, NaN where unknown; shape (samples,)."""
     batch_s: Tensor
@@ -100,7 +100,7 @@ class SampleStore:
         same_ss = own_s.unsqueeze(0) == own_s.unsqueeze(1)
         graph_ss = None if self._graph_ss is None else self._graph_ss[row_s][:, row_s]
         targets = {key: y_s[row_s] for key, y_s in self._targets.items()}
-        return SampleBatch(self._view(row_s), self._view(row_s), targets, self._batch_s[row_s], same_ss, graph_ss)
+        return SampleBatch(self._view(row_s.repeat(2)), targets, self._batch_s[row_s], same_ss, graph_ss)
 
     def _view(self, row_s: Tensor) -> View:
         low, most = self._sizes

@@ -69,13 +69,17 @@ class PreparedSamples(Prepared):
         return SampleStore(self.matrix, self.sample_n, names, self.cells_per_view, *given, device)
 
 
-def prepare_samples(cohort: Cohort, tasks: Sequence[Task], config: Config, train_s: Mask) -> PreparedSamples:
+def prepare_samples(
+    cohort: Cohort, tasks: Sequence[Task], config: Config, train_s: Mask, graph_ss: NDArray[np.float32] | None = None
+) -> PreparedSamples:
     """Features, scales and codes of a cohort, all fitted on the samples of ``train_s``; part of these (whole donors) may be for validation.
 
     Parameters
     ----------
     train_s
         Samples to learn from.
+    graph_ss
+        Similarities of all samples, for the contrast to keep.
     """
     settings, rng = config.sampleclr, np.random.default_rng(config.seed)
     split = np.where(train_s, "train", "unused").astype("<U10")
@@ -102,8 +106,8 @@ def prepare_samples(cohort: Cohort, tasks: Sequence[Task], config: Config, train
     for number, task in enumerate(tasks):
         if task.kind == "class":  # classes weigh the same in total
             code_s = task.encode(cohort.table[task.column])[train_s]
-            counts = np.bincount(code_s[np.isfinite(code_s)].astype(int), minlength=len(task.order))
-            initial[f"balance_{number}"] = counts.sum() / (np.maximum(counts, 1) * len(counts))
+            count_c = np.bincount(code_s[np.isfinite(code_s)].astype(int), minlength=len(task.order))
+            initial[f"balance_{number}"] = count_c.sum() / (np.maximum(count_c, 1) * len(count_c))
     targets = {}
     for task in tasks:
         centre, scale = scales.get(task.column, (0.0, 1.0))
@@ -112,8 +116,8 @@ def prepare_samples(cohort: Cohort, tasks: Sequence[Task], config: Config, train
     if config.data.batch_key:
         column = cohort.table[config.data.batch_key]
         vocabularies["batch"] = Vocabulary.of(column[train_s].dropna())
-        code_s = vocabularies["batch"].codes(column)
-        codes["batch"] = np.where(code_s < len(vocabularies["batch"]), code_s, -1)
+        batch_s = vocabularies["batch"].codes(column)
+        codes["batch"] = np.where(batch_s < len(vocabularies["batch"]), batch_s, -1)
     more = {
         "n_features": x_nf.shape[1],
         "n_genes": len(genes["name"]),
@@ -151,6 +155,7 @@ def prepare_samples(cohort: Cohort, tasks: Sequence[Task], config: Config, train
         sample_n=cohort.sample_n,
         targets=targets,
         cells_per_view=settings.cells_per_view,
+        graph_ss=graph_ss,
         weight_n=weights,
         inner=inner,
     )

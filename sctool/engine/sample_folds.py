@@ -16,6 +16,7 @@ from sctool.data.cohort import Cohort, Mask, Task
 from sctool.data.samples import prepare_samples
 from sctool.engine.run import set_up, train_in_memory
 from sctool.engine.sample_answers import Blend, probed
+from sctool.engine.sample_prior import prior_graph
 from sctool.engine.samples import answers, attention_stage, embed_samples, in_blocks, sample_stages, see
 from sctool.models.registry import BUILDERS
 
@@ -90,7 +91,7 @@ def fit_fold(
     cohort: Cohort, tasks: list[Task], config: Config, train_s: Mask, parts: Mapping[str, Mask], *, contrast: bool = True
 ) -> Arrays:
     """Train on some samples; embed and answer all, and embed them by parts of their cells."""
-    prepared = prepare_samples(cohort, tasks, config, train_s)
+    prepared = prepare_samples(cohort, tasks, config, train_s, prior_graph(cohort, config, train_s)[0])
     setting = set_up(BUILDERS["sampleclr"], prepared, config)
     blocks, n, made = in_blocks(prepared.matrix, cohort.sample_n), len(cohort), {}
     module, scales = setting.module, prepared.about["scales"]

@@ -17,6 +17,7 @@ from sctool.data.cohort import Task
 from sctool.data.read import H5ad
 from sctool.data.representation import Given, Representation, open_representation
 from sctool.data.sample_store import even_batches
+from sctool.data.samples import PreparedSamples
 from sctool.engine.query import open_query
 from sctool.engine.run import Setting, Stage
 from sctool.models.registry import BUILDERS
@@ -46,6 +47,7 @@ def represent(file: H5ad, config: Config) -> Representation:
 def sample_stages(setting: Setting) -> Iterator[Stage]:
     """First the contrast, then each network for the tasks, where there are any."""
     module, prepared = setting.module, setting.prepared
+    assert isinstance(prepared, PreparedSamples)
     module.on = None
     yield _stage(setting, "contrastive", prepared.rows("train"))
     for number, (rows, _) in enumerate(prepared.inner):
@@ -63,7 +65,7 @@ def _stage(setting: Setting, name: str, rows: NDArray[np.int64]) -> Stage:
     train = setting.config.train
     assert train.epochs is not None
     size = max(2, even_batches(len(rows), train.batch_size))
-    epochs = train.epochs if name == "contrastive" else setting.config.sampleclr.task_epochs or max(1, round(1.25 * train.epochs))
+    epochs = train.epochs if name == "contrastive" else setting.config.sampleclr.task_epochs or train.epochs
     train = train.model_copy(update={"batch_size": size, "epochs": epochs})
     return Stage(name, setting.module, setting.store, setting.sampler(rows), train, setting.prepared.rows("validation"))
 

@@ -116,8 +116,9 @@ class Trainer:
         self.reporter = reporter
         self.state_path, self.title = state_path, title
         self.rng = np.random.default_rng(seed)
-        groups = model.groups(config.lr) if hasattr(model, "groups") else [{"params": list(model.parameters()), "lr": config.lr}]
-        self._rates = [group["lr"] for group in groups]
+        whole = [{"params": list(model.parameters()), "lr": config.lr}]
+        groups: list[dict[str, Any]] = model.groups(config.lr) if hasattr(model, "groups") else whole
+        self._rates: list[float] = [group["lr"] for group in groups]
         self.optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer](
             groups,
             lr=config.lr,

@@ -88,6 +88,8 @@ def spare_total(retention: float, removal: float) -> float:
 def replicate_robustness(d_ss: NDArray[Any], replicate_s: NDArray[Any]) -> float:
     """1 - share of the other samples that are nearer than the replicate, mean over samples that have one; NaN where none has.
 
+    Samples as near as the replicate count half, or a representation of one value would do well.
+
     Parameters
     ----------
     replicate_s
@@ -100,7 +102,7 @@ def replicate_robustness(d_ss: NDArray[Any], replicate_s: NDArray[Any]) -> float
     if not has_s.any():
         return float("nan")
     nearest_s1 = np.where(same_ss, d_ss, np.inf).min(1, keepdims=True)
-    nearer_s = ((d_ss < nearest_s1) & off).sum(1)
+    nearer_s = ((d_ss < nearest_s1) & off).sum(1) + 0.5 * ((d_ss == nearest_s1) & off & ~same_ss).sum(1)
     return float(1 - (nearer_s[has_s] / (len(d_ss) - 1)).mean())
 
 

@@ -22,13 +22,13 @@ Two encoders, x (cells, features) -> weights (cells, heads) -> weighted means ->
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sctool.data.sample_store import SampleBatch, View
+from sctool.data.sample_store import SampleBatch
 from sctool.models.base import Terms
 from sctool.nn.contrastive import collapse, info_nce, xsample, xsample_bce
 from sctool.nn.heads import ResidualMLP, class_loss, dann, head, ordinal_loss, reverse, squared_loss
@@ -181,6 +181,14 @@ class Told(Encoder):
         """What the network reads."""
         return self.read(x_nf)
 
+    def forward(self, x_sof: Tensor, mask_so: Tensor) -> tuple[Tensor, Tensor]:
+        """As any encoder, without the even head, which it has no use for."""
+        scores_soh = self.pooling.scores(x_sof, mask_so)
+        noise_soh = gumbel_noise(scores_soh) if self.pooling.gumbel and self.training else None
+        w_soh = attention_weights(scores_soh, mask_so, noise_soh=noise_soh)
+        pooled_shv = pool(self.value(x_sof), w_soh)
+        return F.normalize(self.projector(pooled_shv.flatten(1)), dim=1), w_soh
+
     def project(self, pooled_shv: Tensor, log_sum_sh: Tensor) -> Tensor:
         """Vector of unit length, which the heads of the tasks see."""
         return F.normalize(self.projector(pooled_shv[:, 1:].flatten(1)), dim=1)
@@ -261,41 +269,46 @@ class SampleCLR(nn.Module):
 
     def answers(self, z_sd: Tensor, network: int) -> list[Tensor]:
         """Outputs of each head of a network: logits of classes, standardised numbers, or logits of being above each level."""
-        return [one(z_sd * z_sd.shape[1] ** 0.5) for one in self.heads[network]]  # of variance 1, as a layer is made for
+        return [
+            one(z_sd * z_sd.shape[1] ** 0.5) for one in cast(nn.ModuleList, self.heads[network])
+        ]  # of variance 1, as a layer is made for
 
     def embed(self, batch: SampleBatch) -> Tensor:
         """Mean vector of the two views, shape (samples, dimensions); for adaptive resampling."""
-        return (self._view(batch.a)[0] + self._view(batch.b)[0]) / 2
+        a_sd, b_sd, _ = self._views(batch)
+        return (a_sd + b_sd) / 2
 
-    def _view(self, view: View) -> tuple[Tensor, Tensor]:
+    def _views(self, batch: SampleBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Vectors of both views, and the weights of the cells of both."""
         encoder = self.encoder if self.on is None else self.told[self.on]
-        return encoder(self.standard(view.x_sof), view.mask_so)
+        z_sd, w_soh = encoder(self.standard(batch.views.x_sof), batch.views.mask_so)
+        return (*z_sd.chunk(2), w_soh)
 
     def loss(self, batch: SampleBatch, anneal: float = 1.0) -> Terms:
         """The contrast, or that by labels and the tasks' losses; diversity of the heads of attention; the adversary's, by ``anneal``."""
-        (a_sd, wa_soh), (b_sd, wb_soh) = self._view(batch.a), self._view(batch.b)
+        a_sd, b_sd, w_soh = self._views(batch)
         if self.on is None:
             parts, weighted = {"contrastive": self._contrast(a_sd, b_sd, batch)}, {"contrastive": 1.0}
         else:
             parts = self._by_labels(a_sd, b_sd, batch.targets, self.on)
             weighted = {"contrastive": self.config.joint_contrast, **dict(zip(batch.targets, self.weights, strict=True))}
-        if self.config.diversity and wa_soh.shape[2] > 1:
-            parts["diversity"] = (diversity(wa_soh) + diversity(wb_soh)) / 2
+        if self.config.diversity and w_soh.shape[2] > 1:
+            parts["diversity"] = diversity(w_soh)
             weighted["diversity"] = self.config.diversity
         if self.adversaries is not None:
             weight = dann(anneal, self.config.batch_weight)
-            told = [class_loss(self._adversary()(reverse(z_sd, weight)), batch.batch_s) for z_sd in (a_sd, b_sd)]
-            parts["adversary"], weighted["adversary"] = (told[0] + told[1]) / 2, 1.0
+            told = self._adversary()(reverse(torch.cat([a_sd, b_sd]), weight))
+            parts["adversary"], weighted["adversary"] = class_loss(told, batch.batch_s.repeat(2)), 1.0
         loss = torch.stack([weight * parts[name] for name, weight in weighted.items()]).sum()
-        monitors = {**collapse(a_sd, b_sd), "ess": ess(wa_soh).mean()}
+        monitors = {**(collapse(a_sd, b_sd) if self.on is None else {}), "ess": ess(w_soh).mean()}
         return Terms(loss, {name: part.detach() for name, part in {**parts, **monitors}.items()}, (a_sd + b_sd).detach() / 2)
 
     def _by_labels(self, a_sd: Tensor, b_sd: Tensor, targets: Mapping[str, Tensor], network: int) -> dict[str, Tensor]:
         """Losses of the heads, and the contrast in which samples are as alike as their labels."""
-        out_a, out_b = self.answers(a_sd, network), self.answers(b_sd, network)
         parts = {"contrastive": xsample(a_sd, b_sd, self.config.label_temperature, -self._apart(targets), self.config.graph_temperature)}
+        outputs = self.answers(torch.cat([a_sd, b_sd]), network)
         for number, (name, y_s) in enumerate(targets.items()):
-            parts[name] = (self._task(number, out_a[number], y_s) + self._task(number, out_b[number], y_s)) / 2
+            parts[name] = self._task(number, outputs[number], y_s.repeat(2))
         return parts
 
     def _apart(self, targets: Mapping[str, Tensor]) -> Tensor:
@@ -309,7 +322,7 @@ class SampleCLR(nn.Module):
             if self.kinds[number] == "class":
                 apart_ss = torch.where(apart_ss.isnan(), apart_ss, (apart_ss > 0).to(apart_ss))
             elif self.kinds[number] == "ordinal":
-                apart_ss = apart_ss / self.heads[0][number].out_features
+                apart_ss = apart_ss / self.get_parameter(f"heads.0.{number}.bias").shape[0]
             found.append(apart_ss.nan_to_num(1.0))
         return torch.stack(found).mean(0).fill_diagonal_(0.0)
 

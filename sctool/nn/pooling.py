@@ -20,8 +20,9 @@ Activation = Literal["softmax", "sigmoid", "relu"]
 
 def gumbel_noise(scores_soh: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Standard Gumbel draws of the shape of ``scores_soh``, made on the CPU so that a seed means the same on every device."""
-    draws_soh = torch.empty(scores_soh.shape, dtype=scores_soh.dtype).exponential_(generator=generator)
-    return -draws_soh.clamp_min(torch.finfo(draws_soh.dtype).tiny).log().to(scores_soh.device)
+    tiny = torch.finfo(scores_soh.dtype).tiny
+    draws_soh = torch.rand(scores_soh.shape, dtype=scores_soh.dtype, generator=generator)
+    return -(-draws_soh.clamp_min(tiny).log()).clamp_min(tiny).log().to(scores_soh.device)
 
 
 def attention_weights(

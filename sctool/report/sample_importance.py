@@ -31,7 +31,7 @@ def importance_figures(plots: Path, formats: list[str], run: Path, facts: Facts)
     shown = _ranked(each)
     tests = table_of(run / "importance_tests.csv")
     made = importance(plots / "importance", formats, each, shown, tests, _groups(run, facts))
-    heads = [column for column in each if re.fullmatch(r"enrichment_h\d+", str(column))]
+    heads = [str(column) for column in each if re.fullmatch(r"enrichment_h\d+", str(column))]
     if len(heads) > 1:
         made += head_map(plots / "importance-heads", formats, each, shown, heads)
     effects = [str(column) for column in each if str(column).startswith("effect_") and each[column].notna().any()]
