@@ -1,19 +1,23 @@
 """Baselines and probes of samples, folds of donors, and their comparison: nothing of a held-out donor is seen, and noise is at chance."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.spatial.distance import cdist
 from sklearn.linear_model import LogisticRegression, Ridge
 
+from sctool.bench.sample_confounding import confounding
 from sctool.bench.sample_folds import parse_sample_cv
-from sctool.bench.sample_leakage import batch_leakage
-from sctool.bench.sample_quality import baseline_embeds, confounding, halves, retrieval_table, robustness_table, split_halves
+from sctool.bench.sample_leakage import leakage, leaks
+from sctool.bench.sample_retrieval import Parts, baseline_embeds, retrieval_tables
 from sctool.bench.samples import Contestant, baseline_contestants, evaluate_samples, sample_folds
 from sctool.config import Config
 from sctool.data.cohort import Cohort, Task
 from sctool.data.representation import Given
 from sctool.errors import SctoolError
+from sctool.models.samples import baselines
 from sctool.models.samples import gloscope as glo
 from sctool.models.samples.baselines import BASELINES, baseline
 from sctool.models.samples.probe import Probe, Scaler, logistic, ridge
@@ -75,11 +79,47 @@ def test_what_is_fitted_sees_no_held_out_sample(rng, name):
     before = baseline(name)(made, train, None)
     x = made.source.x_nf.copy()
     x[made.sample_n == 12] += 50
-    changed = Cohort(**{**vars(made), "source": Given(x, {})})
+    changed = replace(made, source=Given(x, {}))
     after = baseline(name)(changed, train, None)
     others = np.arange(14) != 12
     np.testing.assert_allclose(after[others], before[others], atol=1e-3)
     assert name in ("covariates", "random") or not np.allclose(after[12], before[12])
+
+
+def test_directions_of_samples_are_those_of_a_contrast(rng):
+    """Where samples differ in a feature that hardly varies within them, that is the first direction, however loud another is."""
+    made = cohort(rng, donors=12, cells=200)
+    x, quiet = made.source.x_nf, rng.normal(size=13)
+    x *= np.array([1, 1, 20, 0.1])
+    x[:, 3] += quiet[made.sample_n]
+    train = np.arange(12) < 9
+    got = baseline("lda")(made, train, None)
+    assert got.shape == (12, 4)
+    assert abs(np.corrcoef(got[:, 0], quiet[:12])[0, 1]) > 0.95  # of samples that are not trained on too
+    part = made.sample_n % 2 == 0
+    half = baseline("lda")(made, train, part)
+    assert np.isnan(half[1]).all()
+    np.testing.assert_allclose(half[0], got[0])
+    # of 20 features there are 10 directions at most, and of few samples one fewer than these
+    wide = replace(made, source=Given(rng.normal(size=(len(x), 20)).astype(np.float32), {}))
+    assert baseline("lda")(wide, made.usable_s, None).shape == (12, 10)
+    assert baseline("lda")(wide, np.arange(12) < 4, None).shape == (12, 3)
+
+
+def test_cells_are_clustered_once_in_a_fold(rng, monkeypatch):
+    made, calls = cohort(rng, typed=False), []
+    centres = baselines.cluster_centres
+    monkeypatch.setattr(baselines, "cluster_centres", lambda *given: calls.append(given) or centres(*given))
+    one, other = np.arange(14) < 10, np.arange(14) >= 4
+    for train in (one, other):
+        for name in ("composition", "composition_clr", "mean_and_composition", "types"):
+            baseline(name)(made, train, made.sample_n >= 0)
+    assert len(calls) == 2
+    first = baseline("composition")(made, one, None)
+    assert len(calls) == 3  # only the last training samples are remembered
+    fresh = replace(made)
+    assert not fresh.memo
+    np.testing.assert_array_equal(baseline("composition")(fresh, one, None), first)
 
 
 def test_covariates_of_samples(rng):
@@ -280,40 +320,79 @@ def test_answers_that_do_not_fit_are_refused(rng):
 # figures without a task
 
 
-def test_halves_of_cells_and_retrieval(rng):
+def test_parts_of_cells_are_disjoint_halves_and_few(rng):
     made = cohort(rng, donors=6, cells=41)
-    made.source.x_nf[:] += 8 * rng.normal(size=(7, 4))[made.sample_n]
-    a, b = halves(made, rng)
-    assert not (a & b).any()
-    assert (np.bincount(made.sample_n[a], minlength=6) == 20).all()
-    assert (np.bincount(made.sample_n[b], minlength=6) == 20).all()
-    embeds = baseline_embeds(made, QUICK)
-    table = retrieval_table(made, {"mean": embeds["mean"], "composition": embeds["composition"]}).set_index("name")
-    assert table.loc["mean", "top1"] > 0.9
-    assert table.loc["composition", "top1"] < 0.7
-    assert table.loc["mean", "chance"] == 1 / 11
-    assert np.isnan(table.loc["mean", "donor_top1"])
-    noise = split_halves(made, lambda cells: np.random.default_rng(int(cells.sum())).normal(size=(6, 1)) * 0, rng)
-    assert noise["top1"] == pytest.approx(1 / 11)
-    few = robustness_table(made, {"mean": embeds["mean"]}, (5, 20, 41))
-    assert few["cells"].tolist() == [5, 20]  # no sample has more than 41
+    cells = Parts(made, 0, repeats=2).cells
+    for repeat in range(2):
+        a, b = cells[f"half/{repeat}/a"], cells[f"half/{repeat}/b"]
+        assert not (a & b).any()
+        assert (np.bincount(made.sample_n[a], minlength=6) == 20).all()
+        assert (np.bincount(made.sample_n[b], minlength=6) == 20).all()
+    assert (cells["half/0/a"] != cells["half/1/a"]).any()
+    assert (np.bincount(made.sample_n[cells["few/25"]], minlength=6) == 25).all()
+    assert [key for key in cells if key.startswith("few/")] == ["few/25"]  # no sample has more than 41
+    assert not any(mask[-1] for mask in cells.values())  # a cell of no sample
+
+
+def test_distinct_samples_are_found_again_and_alike_ones_are_not(rng):
+    made = cohort(rng, donors=10, each=2, cells=120)
+    folds, parts = sample_folds(made, TASK, QUICK.replaced({"sampleclr.repeats": 1})), Parts(made, 0)
+    none, _ = retrieval_tables(made, {"mean": baseline_embeds(made, parts)["mean"]}, folds, parts)
+    assert none["top1"].iloc[0] < 0.15
+    assert none["donor_top1"].iloc[0] < 0.3
+    made.source.x_nf[:] += 8 * rng.normal(size=(10, 4))[np.unique(made.donor_s, return_inverse=True)[1]][made.sample_n]
+    made.source.x_nf[:] += rng.normal(size=(20, 4))[made.sample_n]
+    embeds = baseline_embeds(made, parts)
+    constant = {"constant": lambda train_s, part: np.ones((20, 2))}
+    found, few = retrieval_tables(made, {"mean": embeds["mean"], "lda": embeds["lda"], **constant}, folds, parts)
+    found, few = found.set_index("name"), few[few["name"] == "mean"]
+    assert (found.loc[["mean", "lda"], ["top1", "donor_top1"]] > [0.95, 0.8]).all(axis=None)
+    assert found.loc["constant", "top1"] == pytest.approx(1 / 39) == found.loc["mean", "chance"]
+    assert found.loc["mean", ["samples", "donors"]].tolist() == [20, 10]
+    assert (found["low"] <= found["top1"]).all()
+    assert few["cells"].tolist() == [25, 50, 100]
     assert few["drift"].is_monotonic_decreasing
     assert few["retrieval"].iloc[-1] == 1
+
+
+def test_only_samples_held_out_count(rng):
+    """A representation that knows the samples it was fitted on by heart, and no others."""
+    made = cohort(rng, donors=10, cells=60)
+    folds, parts = sample_folds(made, TASK, QUICK.replaced({"sampleclr.repeats": 1})), Parts(made, 0)
+    by_heart = np.random.default_rng(1).normal(size=(10, 3))
+
+    def learned(train_s, part):
+        noise = np.random.default_rng(list(part.encode())).normal(size=(10, 3))
+        return np.where(train_s[:, None], by_heart, noise)
+
+    held, _ = retrieval_tables(made, {"learned": learned}, folds, parts)
+    seen, _ = retrieval_tables(made, {"learned": learned}, [replace(fold, train_s=made.usable_s) for fold in folds], parts)
+    assert seen["top1"].iloc[0] == 1
+    assert held["top1"].iloc[0] < 0.3
+    some, _ = retrieval_tables(made, {"learned": learned}, folds[:1], parts)
+    assert some["samples"].iloc[0] == folds[0].test_s.sum()
 
 
 def test_leaked_batches_are_found(rng):
     made = cohort(rng, donors=16, shift=1.0)
     made.table["pool"] = np.array(["p", "q", "r", "s"])[np.arange(16) // 4]
     made.table["rare"] = np.where(np.arange(16) < 2, "few", "many")
-    made.table["one"] = "same"
     z = baseline("mean")(made, made.usable_s, None)
-    table = batch_leakage(made, z, ["site", "pool", "rare", "one"], QUICK).set_index(["covariate", "probe"])
-    assert table.loc[("site", "linear"), "auc"] > 0.9
-    assert table.loc[("site", "nearest"), "p"] == 0.05
-    assert abs(table.loc[("pool", "linear"), "auc"] - 0.5) < 0.3
-    assert table.loc[("pool", "linear"), "p"] > 0.05
-    assert set(table.index.get_level_values("covariate")) == {"site", "pool"}
-    assert table.loc[("site", "linear"), "n_donors"] == 16
+    contestants = [Contestant("ours", "embedding", features=lambda train_s: z)]
+    contestants += [one for one in baseline_contestants(made, QUICK) if one.name in ("mean", "random")]
+    tasks = [Task("site", "class", ("x", "y")), Task("pool", "class", ("p", "q", "r", "s")), Task("rare", "class", ("few", "many"))]
+    said = []
+    by_study = QUICK.replaced({"sampleclr.cv": "leave-one-study-out"})  # of the targets; batches are tested on donors held out
+    site, pool = leakage(made, tasks, contestants, by_study, said.append)
+    value = site.tables["comparison"].set_index(["name", "score"])
+    assert value.loc[("ours", "auc"), "value"] > 0.9
+    assert value.loc[("ours", "auc"), "p"] == 0.05
+    assert value.loc[("random", "auc"), "p"] > 0.05
+    assert len(said) == 1
+    assert said[0].startswith("note: traces of rare are not tested: rare: class 'few' has 2 donors")
+    lines = list(leaks([site, pool]))
+    assert lines[0].startswith("ours: site found (auc ")
+    assert lines[1].startswith("ours: pool not found (auc ")
 
 
 def test_confounding_is_told(rng):

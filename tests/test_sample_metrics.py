@@ -51,8 +51,14 @@ def test_replicates_are_counted_over_the_other_samples():
     x = np.array([0.0, 0.3, 1.0, 0.5, 9.0])[:, None]
     d = m.sample_distances(x, "euclidean")
     assert m.replicate_robustness(d, list("ababc")) == pytest.approx(1 - (2 + 0 + 2 + 0) / 4 / 4)
-    assert m.replicate_robustness(d, list("ccdde")) == pytest.approx(1 - (0 + 1 + 0 + 1) / 4 / 4)
+    assert m.replicate_robustness(d, list("ccdde")) == pytest.approx(1 - (0 + 1 + 0 + 1.5) / 4 / 4)  # one is as near as the replicate
     assert np.isnan(m.replicate_robustness(d, list("abcde")))
+    assert m.replicate_robustness(np.zeros((5, 5)), list("ababc")) == pytest.approx(1 - 0.5 * 3 / 4)  # all are equally near
+
+
+def test_the_total_weighs_targets_twice():
+    assert m.spare_total(0.6, 0.3) == pytest.approx((0.6 + 0.15) / 1.5)
+    assert np.isnan(m.spare_total(0.6, float("nan")))
 
 
 @settings(max_examples=15, deadline=None)

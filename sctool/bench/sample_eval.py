@@ -113,7 +113,7 @@ def evaluate_embeddings(
         name: dict(zip(part["covariate"], part["neighbours"], strict=True)) for name, part in neighbours.groupby("name", sort=False)
     }
     metrics["spare"] = {row.pop("name"): row for row in spare.drop(columns="arm").to_dict("records")}
-    lines = [*verdicts(evaluations), *suspicions(evaluations), *leaks(traces)]
+    metrics["notes"] = lines = [*verdicts(evaluations), *suspicions(evaluations), *leaks(traces)]
     return Scored(evaluations, neighbours, spare, metrics, lines, tables)
 
 

@@ -85,25 +85,27 @@ def open_embeddings(
     table = others[0] if about is None else about
     varying: dict[str, str] = {}
     if data is None:
-        cohort = of_table(table, config, metadata or paths[0], say)
+        cohort = of_table(table, config, metadata or paths[0])
     else:
         cohort = of_cells(data, config, table, metadata is not None)
         varying = {key: said for key, said in sample_table(cohort.obs, cohort.sample_n, cohort.samples)[1].items() if key not in table}
         say(f"{data.name}: {len(cohort)} samples, {len(cohort.obs):,} cells")
-    named = cohort.samples.astype(str)
+    named, where = cohort.samples.astype(str), (data or metadata or paths[0]).name
     shared_s = np.all([np.isin(named, table.index) for table in values.values()], axis=0)
-    for name, one in values.items():
-        more = int((~one.index.isin(named)).sum())
-        if more:
-            say(f"note: {more} of {len(one)} samples of {name} are not in the metadata and are left out")
-    if not shared_s.all():
-        say(f"note: {int((~shared_s).sum())} of {len(shared_s)} samples are not in every embedding and are left out")
     if shared_s.sum() < FEWEST:
         examples = ", ".join(f"{name} has {one.index[0]}" for name, one in values.items())
         raise SctoolError(
-            f"{int(shared_s.sum())} samples are in the metadata, like {named[0]}, and in every embedding ({examples})",
+            f"{int(shared_s.sum())} samples of {where}, such as {named[0]}, are in every embedding ({examples})",
             f"give files of the same samples, at least {FEWEST}, or their column with --sample-key",
         )
+    for name, one in values.items():
+        more = int((~one.index.isin(named)).sum())
+        if more:
+            say(f"note: {more} of {len(one)} samples of {name} are not in {where} and are left out")
+    if not shared_s.all():
+        say(f"note: {int((~shared_s).sum())} of {len(shared_s)} samples of {where} are not in every embedding and are left out")
+    if len(set(cohort.donor_s.tolist())) == len(cohort) and settings.donor_key is None and "donor" not in table:
+        say("note: every sample counts as a donor of its own; if donors have several samples, give their column with --donor-key")
     cohort = _kept(cohort, shared_s)
     few = int((~cohort.usable_s).sum())
     if few:
@@ -196,12 +198,19 @@ def by_sample(path: Path, sample_key: str | None = None) -> pd.DataFrame:
     """
     columns, sep = _header(path)
     key = sample_key if sample_key in columns else "sample" if "sample" in columns else columns[0]
-    try:  # 007 is a name
-        table = pd.read_csv(path, index_col=False, dtype={key: str}, sep=sep, keep_default_na=False, na_values=_MISSING)
+    words: dict[str, Any] = {"sep": sep, "keep_default_na": False, "na_values": _MISSING}
+    try:
+        unnamed = not isinstance(pd.read_csv(path, nrows=1, **words).index, pd.RangeIndex)  # R's write.table: names have no header
+        table = pd.read_csv(path, dtype=None if unnamed else {key: str}, **words)  # 007 is a name
     except (UnicodeDecodeError, OSError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise SctoolError(f"{path} is not a CSV table ({' '.join(str(error).split())})", _ROW) from None
     if not len(table):
         raise SctoolError(f"{path} has a header and no rows", _ROW)
+    if isinstance(table.index, pd.MultiIndex):
+        raise SctoolError(f"{path}: rows have {table.index.nlevels} fields more than the header", _ROW)
+    if unnamed:
+        key = "the first column"
+        table.insert(0, key, table.index)
     table.index = pd.Index(text(table[key]).astype(str), name=None)
     if (table.index == "").any():
         raise SctoolError(f"{path}: row {int(np.flatnonzero(table.index == '')[0]) + 2} has no name in {key!r}", "name every sample")
@@ -237,7 +246,7 @@ def embedding_names(paths: Sequence[Path]) -> list[str]:
     return [f"{name} (given)" if name in taken else name for name in named]
 
 
-def of_table(table: pd.DataFrame, config: Config, path: Path, say: Callable[[str], None]) -> Cohort:
+def of_table(table: pd.DataFrame, config: Config, path: Path) -> Cohort:
     """A cohort of samples without cells.
 
     Raises
@@ -254,8 +263,6 @@ def of_table(table: pd.DataFrame, config: Config, path: Path, say: Callable[[str
     key = settings.donor_key or ("donor" if "donor" in table else None)
     samples = table.index.to_numpy(object)
     donor_s = _donors(text(table[key]), samples, f"{key!r} of {path}") if key else samples
-    if key is None:
-        say("note: every sample counts as a donor of its own; if donors have several samples, give their column with --donor-key")
     rows = pd.DataFrame({"sample": samples, "donor": donor_s, "n_cells": 1.0})
     if "n_cells" in table:
         rows["n_cells"] = pd.to_numeric(table["n_cells"], errors="coerce").to_numpy(np.float64)

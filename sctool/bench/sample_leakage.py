@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
 
 from sctool.bench.evaluation import Evaluation
 from sctool.bench.sample_folds import sample_folds
@@ -12,7 +14,7 @@ from sctool.data.cohort import Cohort, Task
 from sctool.errors import SctoolError
 
 FOUND = 0.05
-"""A p from which a technical column counts as told."""
+"""A p from which a technical column counts as found."""
 
 
 def leakage(
@@ -41,17 +43,13 @@ def leakage(
     return found
 
 
-def leaks(evaluations: Sequence[Evaluation]) -> list[str]:
-    """A line for each embedding and technical column: whether it is told better than by shuffled labels."""
-    lines = []
+def leaks(evaluations: Sequence[Evaluation]) -> Iterator[str]:
+    """A line for each technical column and embedding: whether it is found there, as far as the shuffles are enough to say so."""
     for one in evaluations:
         table, score = one.tables["comparison"], one.columns[0]
         for row in table[(table["score"] == score) & (table["arm"] == "embedding")].to_dict("records"):
-            said = f"{score} {row['value']:.3f}"
-            if row["p"] == row["p"]:
+            said, found = f"{score} {row['value']:.3f}", ""
+            if np.isfinite(row["p"]):
                 said += f", shuffled {row['null']:.3f}, p {row['p']:.3f}"
-                verb = "tells" if row["p"] <= FOUND else "does not tell"
-                lines.append(f"{row['name']} {verb} {one.about['target']} ({said})")
-            else:
-                lines.append(f"{row['name']}, {one.about['target']}: {said}")
-    return lines
+                found = " found" if row["p"] <= FOUND else " not found" if 1 / (one.about["permutations"] + 1) <= FOUND else ""
+            yield f"{row['name']}: {one.about['target']}{found} ({said})"

@@ -103,7 +103,7 @@ def retrieval_tables(
             by_donor_s[held_s] = np.mean([other_s for _, other_s in each if other_s is not None], 0)[held_s]
             scale_d = z["all"].std(0)
             scale_d = np.where(scale_d > 1e-12, scale_d, np.inf)
-            apart = float(np.median(sample_distances(z["all"] / scale_d, "euclidean")[np.triu_indices(len(usable), 1)]))
+            apart = float(np.median(sample_distances(z["all"] / scale_d, "euclidean")[np.triu_indices(len(usable), 1)])) or np.nan
             for size in sizes:
                 chosen = np.flatnonzero(held_s & (n_cells_s > size))
                 d_ss = sample_distances(z[f"few/{size}"][chosen] / scale_d, "euclidean", z["all"] / scale_d)

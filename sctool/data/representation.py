@@ -165,11 +165,17 @@ def open_representation(file: H5ad, config: Config) -> Representation:
     rep = chosen(file, config)
     kind, _, name = rep.partition(":")
     if kind == "obsm" and name:
-        return Given(file.embedding(name), {"rep": rep})
+        note = f"{name} was made from all cells, those of test donors too, unless you made sure of the contrary: scores may flatter"
+        return Given(file.embedding(name), {"rep": rep, "transductive": "unknown", "notes": [note]})
     if rep == "X" or (kind == "layers" and name):
         found = find_source(file, config)
         x_ng, counts = read_matrix(file, found, config.data.target_sum)
-        about = {"rep": rep, "expression": found.source, "target_sum": config.data.target_sum if counts is not None else found.kind.target}
+        about = {
+            "rep": rep,
+            "transductive": False,
+            "expression": found.source,
+            "target_sum": config.data.target_sum if counts is not None else found.kind.target,
+        }
         n_top, n_components = config.data.n_top_genes, config.sampleclr.n_components
         return Expression(x_ng, counts, gene_names(found.var), n_top, n_components, config.seed, about)
     obsm = ", ".join(f"obsm:{key}" for key in file.obsm) or "no obsm"

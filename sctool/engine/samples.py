@@ -39,9 +39,10 @@ def represent(file: H5ad, config: Config) -> Representation:
     model = open_model(folder)
     query = open_query(model, BUILDERS[model.manifest["model"]], file.path, config)
     notes = [str(query.match)]
-    if set(model.table("cells")["cell"]) & set(map(str, file.obs.index)):
+    seen = bool(set(model.table("cells")["cell"]) & set(map(str, file.obs.index)))
+    if seen:
         notes.append(f"{folder} was trained on cells of this file, of donors that are tested on too: scores may flatter")
-    return Given(query.embed(), {"rep": str(folder), "notes": notes})
+    return Given(query.embed(), {"rep": str(folder), "transductive": seen, "notes": notes})
 
 
 def sample_stages(setting: Setting) -> Iterator[Stage]:

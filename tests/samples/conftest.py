@@ -1,0 +1,96 @@
+"""A tiny cohort, and settings that make a run of it cheap."""
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+from sctool.artifacts.tables import read_table
+from tests.conftest import run_in
+
+KEYS = ("--sample-key", "sample", "--donor-key", "donor")
+SMALL = ("sampleclr.n_networks=2", "sampleclr.n_clusters=3", "sampleclr.n_heads=2", "sampleclr.n_values=3", "sampleclr.n_components=4")
+QUICK = (
+    *("--epochs", "3", "--cv", "donors:2", "--repeats", "1", "--permutations", "0", "--min-cells", "10", "--cells-per-view", "5-10"),
+    *("--n-hidden", "8", "--n-latent", "6", "--no-plots", "--quiet"),
+    *(word for setting in SMALL for word in ("--set", setting)),
+)
+TASKS = ("--task", "condition:class", "--task", "age:regression", "--task", "stage:ordinal")
+ORDER = ("--set", "sampleclr.orders={stage: [mild, severe, worst]}")
+TYPES = ("--label-key", "cell_type")
+
+
+def tiny_cohort():
+    """14 samples of 10 donors, 40 cells x 60 genes each; the ill ones have type "b" elsewhere in X_pca, and more of genes 0 to 9."""
+    rng = np.random.default_rng(0)
+    donor_s = np.array([*range(10), 0, 1, 2, 3])
+    ill_s, stage_s = donor_s % 2 == 1, np.array(["mild", "severe", "worst"])[donor_s % 3]
+    sample_n = np.repeat(np.arange(14), 40)
+    type_n = rng.choice(["a", "b"], len(sample_n))
+    ill_n, b_n = ill_s[sample_n], type_n == "b"
+    obs = pd.DataFrame({"sample": [f"s{i:02d}" for i in sample_n]}, index=[f"c{i}" for i in range(len(sample_n))])
+    obs["donor"] = [f"d{i}" for i in donor_s[sample_n]]
+    obs["condition"] = np.where(ill_n, "ill", "well")
+    obs["age"] = (30.0 + 2 * donor_s)[sample_n]
+    obs["stage"] = stage_s[sample_n]
+    obs["pool"] = np.where(donor_s // 2 % 2 == 0, "p1", "p2")[sample_n]
+    obs["cell_type"] = type_n
+    donor_df = rng.normal(0, 0.5, (10, 5))
+    x_nf = rng.normal(0, 1, (len(obs), 5)) + donor_df[donor_s[sample_n]] + 2.0 * b_n[:, None] * np.array([1, 0, 0, 0, 0])
+    x_nf[:, 1] += 3.0 * (ill_n & b_n)
+    rate_ng = np.full((len(obs), 60), 0.7)
+    rate_ng[:, :10] += 2.0 * (ill_n & b_n)[:, None]
+    rate_ng[:, 10:20] += 3.0 * b_n[:, None]
+    rate_ng[:, 20:40] *= rng.gamma(4, 0.25, (10, 20))[donor_s[sample_n]]
+    made = ad.AnnData(sp.csr_matrix(rng.poisson(rate_ng).astype(np.float32)), obs=obs)
+    made.var_names = [f"g{i}" for i in range(60)]
+    made.obsm["X_pca"] = x_nf.astype(np.float32)
+    return made
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    return tiny_cohort()
+
+
+@pytest.fixture
+def tiny_file(tiny, tmp_path):
+    tiny.write_h5ad(tmp_path / "tiny.h5ad")
+    return tmp_path / "tiny.h5ad"
+
+
+@pytest.fixture(scope="session")
+def home(tiny, tmp_path_factory):
+    """A folder with runs that several tests read: ``plain`` without tasks, ``told`` with three, ``genes`` of the expression."""
+    here = tmp_path_factory.mktemp("home")
+    tiny.write_h5ad(here / "tiny.h5ad")
+    for name, words in (
+        ("plain", ("--batch-key", "pool")),
+        ("told", (*TASKS, *ORDER, *TYPES)),
+        ("genes", ("--rep", "X", "--task", "condition")),
+    ):
+        run_in(here, "train", "sampleclr", "tiny.h5ad", *KEYS, *QUICK, *words, "--name", name)
+    return here
+
+
+def results(home, name):
+    return home / "results" / "sampleclr" / name
+
+
+def model(home, name):
+    return home / "checkpoints" / "sampleclr" / name
+
+
+def dims(table):
+    """The embedding of a table, shape (samples, dimensions)."""
+    return table[[key for key in table if key[0] == "e" and key[1:].isdigit()]].to_numpy()
+
+
+def read(folder, name):
+    return read_table(folder / f"{name}.csv")
+
+
+def files(folder):
+    """Contents by name, but for those that name folders and times."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.suffix in (".csv", ".gz")}

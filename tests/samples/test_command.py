@@ -1,0 +1,487 @@
+"""``sctool train sampleclr`` and ``sctool predict sampleclr`` on a tiny cohort."""
+
+import gzip
+import json
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+from sctool.artifacts.tensors import load_tensors
+from tests.cli.cradle.conftest import refused
+from tests.samples.conftest import KEYS, ORDER, QUICK, TASKS, dims, files, model, read, results
+
+
+@pytest.fixture
+def train(sctool, tiny_file):
+    def run(*words, path=tiny_file, keys=KEYS):
+        return sctool("train", "sampleclr", path, *keys, *QUICK, *words)
+
+    return run
+
+
+@pytest.fixture
+def predict(sctool, home, tmp_path):
+    """Predict with a run of ``home``; its folder of results."""
+
+    def run(name, path, *words):
+        ran = sctool("predict", "sampleclr", model(home, name), path, "--quiet", "--name", "p", *words)
+        assert ran.code == 0, ran.err
+        return tmp_path / "results" / "sampleclr" / "p"
+
+    return run
+
+
+def weights(folder):
+    return load_tensors(folder / "model.safetensors")[0]
+
+
+def written(tiny, tmp_path, change):
+    """A file of the tiny cohort after a change."""
+    a = tiny.copy()
+    changed = change(a)
+    path = tmp_path / "new.h5ad"
+    (a if changed is None else changed).write_h5ad(path)
+    return path
+
+
+# training
+
+
+def test_without_a_task_there_is_an_embedding_judged_by_halves(home):
+    folder = results(home, "plain")
+    table = read(folder, "embeddings")
+    assert table.columns[:4].tolist() == ["sample", "donor", "n_cells", "enough_cells"]
+    assert {"condition", "stage", "pool"} <= set(table)
+    z_sd = dims(table)
+    assert z_sd.shape == (14, 5 + 3 + 6)  # features, clusters, learned
+    np.testing.assert_allclose(np.linalg.norm(z_sd[:, -6:], axis=1), 1, atol=1e-5)
+    distances = read(folder, "distances").set_index("sample")
+    assert distances.index.tolist() == distances.columns.tolist() == table["sample"].tolist()
+    np.testing.assert_allclose(distances.loc["s00", "s01"], np.linalg.norm(z_sd[0] - z_sd[1]), rtol=1e-5)
+    retrieval = read(folder, "retrieval")
+    assert {"SampleCLR + linear probe", "mean"} <= set(retrieval["name"])
+    assert retrieval["top1"].between(0, 1).all()
+    assert set(read(folder, "robustness")["cells"]) == {25}
+    cells = pd.read_csv(folder / "cell_importance.csv.gz")
+    assert cells.columns.tolist() == ["cell", "sample", "enrichment", "w_1", "w_2"]
+    np.testing.assert_allclose(cells.groupby("sample")[["w_1", "w_2"]].sum(), 1, atol=1e-4)
+    np.testing.assert_allclose(cells["enrichment"], cells[["w_1", "w_2"]].mean(axis=1) * 40, rtol=1e-4)
+    assert not list(folder.glob("predictions.csv")) + list(folder.glob("importance_*"))
+
+
+def test_with_tasks_each_is_tested_beside_the_baselines(home):
+    folder = results(home, "told")
+    comparison = read(folder, "comparison")
+    assert set(comparison["task"]) == {"condition", "age", "stage"}
+    assert {"SampleCLR", "SampleCLR + linear probe", "attention alone", "mean", "composition", "random"} <= set(comparison["name"])
+    predictions = read(folder, "predictions")
+    own = predictions[(predictions["task"] == "condition") & (predictions["name"] == "SampleCLR")]
+    assert sorted(own["sample"]) == [f"s{i:02d}" for i in range(14)]  # each once, held out
+    np.testing.assert_allclose(own[["p_ill", "p_well"]].sum(axis=1), 1)
+    assert own.groupby("donor")["fold"].nunique().max() == 1
+    levels = predictions[(predictions["task"] == "stage") & (predictions["name"] == "SampleCLR")]
+    np.testing.assert_allclose(levels[["p_mild", "p_severe", "p_worst"]].sum(axis=1), 1)
+    np.testing.assert_allclose(levels["expected"], levels["p_severe"] + 2 * levels["p_worst"])
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["task"] == "samples"
+    assert -1 <= metrics["importance_stability"] <= 1
+
+
+def test_importance_is_told_by_donor_and_type(home):
+    folder = results(home, "told")
+    by_type = read(folder, "importance_by_celltype")
+    assert len(by_type) == 14 * 2
+    effects = ["effect_condition_well", "effect_age", "effect_stage"]
+    assert set(effects) <= set(by_type)
+    assert by_type[effects].notna().all(axis=None)
+    np.testing.assert_allclose(by_type.groupby("sample")["share"].sum(), 1)
+    mean = (by_type["enrichment"] * by_type["share"]).groupby(by_type["sample"]).sum()
+    np.testing.assert_allclose(mean, 1, atol=1e-4)  # weights sum to 1
+    tests = read(folder, "importance_tests")
+    assert sorted(tests["cell_type"]) == ["a", "b"]
+    assert (tests["n_donors"] == 10).all()
+    assert ((tests["low"] <= tests["mean_enrichment"]) & (tests["mean_enrichment"] <= tests["high"])).all()
+
+
+def test_components_are_of_the_training_donors_only(tiny, tmp_path, monkeypatch, train):
+    """Other counts of the donors that are held out change their features, not what makes them."""
+    from sctool.data import representation
+
+    made, fit = {}, representation.fit_projection
+    held = (tiny.obs["donor"] == "d5").to_numpy()
+
+    def remembers(x_ng, counts, train_n, *rest):
+        projection = fit(x_ng, counts, train_n, *rest)
+        made.setdefault(run, {})[np.packbits(train_n).tobytes()] = (train_n, projection)
+        return projection
+
+    def spoil(a):
+        rng = np.random.default_rng(1)
+        counts = a.X.toarray()
+        counts[held] = rng.poisson(5 * rng.random(60), (held.sum(), 60))
+        a.X = counts
+
+    monkeypatch.setattr(representation, "fit_projection", remembers)
+    for run, change in (("as it is", lambda a: None), ("spoilt", spoil)):
+        assert train("--rep", "X", "--name", run.split()[0], path=written(tiny, tmp_path, change)).code == 0
+    without = [key for key, (train_n, _) in made["as it is"].items() if not (train_n & held).any()]
+    assert without
+    for key in made["as it is"]:
+        a, b = made["as it is"][key][1], made["spoilt"][key][1]
+        same = np.array_equal(a.columns, b.columns) and np.array_equal(a.components_gf, b.components_gf)
+        assert same == (key in without)
+
+
+def test_features_of_a_trained_model(sctool, tiny_file, train, tmp_path):
+    settings = ("--epochs", "1", "--n-hidden", "8", "--n-latent", "4", "--quiet", "--name", "codes")
+    assert sctool("train", "scvi", tiny_file, *settings).code == 0
+    ran = train("--rep", "checkpoints/scvi/codes", "--name", "m")
+    assert ran.code == 0, ran.err
+    note = json.loads((tmp_path / "checkpoints/sampleclr/m/manifest.json").read_text())
+    assert note["sizes"]["n_features"] == 4
+    ran = sctool("predict", "sampleclr", "checkpoints/sampleclr/m", tiny_file, "--name", "p")
+    assert ran.code == 0, ran.err
+    a, b = (dims(read(tmp_path / part, "embeddings")) for part in ("results/sampleclr/p", "checkpoints/sampleclr/m"))
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_a_batch_is_hidden_by_an_adversary(home):
+    history = read(model(home, "plain"), "history")
+    assert history["train_adversary"].between(0.1, 3).all()
+    assert "train_adversary" not in read(model(home, "told"), "history")
+    assert any(name.startswith("adversaries") for name in weights(model(home, "plain")))
+
+
+@pytest.mark.parametrize("prior", ["pseudobulk", "gloscope", "csv"])
+def test_a_prior_changes_what_is_learned(home, train, tmp_path, prior):
+    said = prior
+    if prior == "csv":
+        said = tmp_path / "prior.csv"
+        read(results(home, "plain"), "distances").to_csv(said, index=False)
+    ran = train("--prior", said, "--name", "m", "--batch-key", "pool")
+    assert ran.code == 0, ran.err
+    a, b = (dims(read(folder, "embeddings")) for folder in (tmp_path / "checkpoints/sampleclr/m", model(home, "plain")))
+    np.testing.assert_allclose(a[:, :8], b[:, :8], atol=1e-6)  # means and log-ratios are what they are
+    assert np.abs(a[:, 8:] - b[:, 8:]).max() > 1e-3
+
+
+def test_adaptive_resampling_weighs_samples(train, tmp_path):
+    ran = train("--ar", "--ar-warmup", "1", "--task", "condition", "--name", "m")
+    assert ran.code == 0, ran.err
+    samples = read(tmp_path / "checkpoints/sampleclr/m", "samples")
+    assert samples["weight"].mean() == pytest.approx(1)
+    assert samples["weight"].nunique() > 1
+
+
+def test_the_same_seed_gives_the_same_bytes(home, train, tmp_path):
+    assert train("--batch-key", "pool", "--name", "plain").code == 0
+    assert files(tmp_path / "results/sampleclr/plain") == files(results(home, "plain"))
+    assert files(tmp_path / "checkpoints/sampleclr/plain") == files(model(home, "plain"))
+    assert train("--batch-key", "pool", "--seed", "1", "--name", "other").code == 0
+    other = tmp_path / "results/sampleclr/other/embeddings.csv"
+    assert other.read_bytes() != (results(home, "plain") / "embeddings.csv").read_bytes()
+
+
+@pytest.mark.parametrize("where", ["fold", "alone", "network"])
+def test_an_interrupted_run_goes_on_with_the_same_result(train, tmp_path, monkeypatch, where):
+    from sctool.engine import run, sample_folds
+
+    words = ("--task", "condition", "--epochs", "2")
+    assert train(*words, "--name", "whole").code == 0
+    fits, module = [], run if where == "network" else sample_folds
+    name = "_trainer" if where == "network" else "fit_fold"
+    fit, last = getattr(module, name), {"fold": 2, "alone": 3, "network": 4 + 6 + 2}[where]
+
+    def breaks_off(*args, **kwargs):
+        fits.append(1)
+        if len(fits) == last:
+            raise KeyboardInterrupt
+        return fit(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, breaks_off)
+    ran = train(*words, "--name", "broken")
+    assert ran.code == 130
+    assert not (tmp_path / "results/sampleclr/broken").exists()
+    assert not (tmp_path / "checkpoints/sampleclr/broken").exists()
+    refused(train(*words, "--name", "broken"), "unfinished", "--resume")
+    before = len(fits)
+    ran = train(*words, "--name", "broken", "--resume")
+    assert ran.code == 0, ran.err
+    if where != "network":  # folds that were done are not trained again
+        assert len(fits) - before == 4 - (last - 1)
+    for part in ("results", "checkpoints"):
+        assert files(tmp_path / part / "sampleclr/broken") == files(tmp_path / part / "sampleclr/whole")
+    assert not (tmp_path / "checkpoints/sampleclr/broken.part").exists()
+
+
+def test_a_finished_run_is_not_overwritten(train, tmp_path):
+    assert train("--name", "m").code == 0
+    before = files(tmp_path)
+    refused(train("--name", "m", "--seed", "1"), "is there already", "--force")
+    assert train("--name", "m", "--resume").code == 0
+    assert files(tmp_path) == before
+    assert train("--name", "m", "--seed", "1", "--force").code == 0
+    assert files(tmp_path) != before
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(train, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    ran = train("--dry-run", "--json", *TASKS, *ORDER)
+    assert ran.code == 0, ran.err
+    said = json.loads(ran.out)
+    assert said["samples"] == "14 of 14, of 10 donors"
+    assert said["class condition"] == "ill 7, well 7"
+    assert said["folds"].startswith("2 in 1 repeats")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_json_is_strict(train, tmp_path):
+    ran = train("--task", "condition", "--task", "age:regression", "--json", "--name", "m")
+    assert ran.code == 0, ran.err
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    for text in (ran.out, *(path.read_text() for path in tmp_path.rglob("*.json"))):
+        assert json.loads(text, parse_constant=refuse)
+
+
+def test_pictures_are_drawn(sctool, home):
+    ran = sctool("plot", results(home, "told"), "--out", "pictures")
+    assert ran.code == 0, ran.err
+
+
+def test_too_few_cells_are_not_trained_on(tiny, tmp_path, train):
+    few = (tiny.obs["sample"] != "s03") | (np.arange(tiny.n_obs) % 5 == 0)
+    ran = train("--task", "condition", "--name", "m", path=written(tiny, tmp_path, lambda a: a[few.to_numpy()].copy()))
+    assert ran.code == 0, ran.err
+    table = read(tmp_path / "results/sampleclr/m", "embeddings").set_index("sample")
+    assert table.index[~table["enough_cells"]].tolist() == ["s03"]
+    assert np.isfinite(dims(table)).all()
+    assert "s03" not in set(read(tmp_path / "results/sampleclr/m", "predictions")["sample"])
+
+
+# prediction
+
+
+@pytest.mark.parametrize("name", ["plain", "told", "genes"])
+@pytest.mark.parametrize("order", ["file", "permuted"])
+def test_the_file_of_training_gives_the_embedding_of_training(tiny, home, predict, tmp_path, name, order):
+    rows = np.random.default_rng(0).permutation(tiny.n_obs) if order == "permuted" else np.arange(tiny.n_obs)
+    folder = predict(name, written(tiny, tmp_path, lambda a: a[rows].copy()))
+    a, b = read(folder, "embeddings"), read(model(home, name), "embeddings")
+    assert a["sample"].tolist() == b["sample"].tolist()
+    np.testing.assert_allclose(dims(a), dims(b), atol=1e-5)
+    assert not a["far"].any()
+    cells = pd.read_csv(folder / "cell_importance.csv.gz").set_index("cell")["enrichment"]
+    trained = pd.read_csv(results(home, name) / "cell_importance.csv.gz").set_index("cell")["enrichment"]
+    np.testing.assert_allclose(cells[trained.index], trained, rtol=1e-4)
+
+
+def test_predictions_have_a_kind_each(home, predict):
+    table = read(predict("told", home / "tiny.h5ad", "--draws", "3"), "predictions")
+    assert table["task"].value_counts().to_dict() == {"condition": 14, "age": 14, "stage": 14}
+    assert (table["sd"] > 0).all()
+    one = table[table["task"] == "condition"]
+    assert ((one["p_well"] > 0.5) == (one["prediction"] == "well")).all()
+    assert set(table.loc[table["task"] == "stage", "prediction"]) <= {"mild", "severe", "worst"}
+    assert pd.to_numeric(table.loc[table["task"] == "age", "prediction"]).between(0, 80).all()
+    assert "sd" not in read(predict("told", home / "tiny.h5ad", "--force"), "predictions")
+
+
+def test_genes_are_found_by_name(tiny, home, predict, tmp_path):
+    want = dims(read(model(home, "genes"), "embeddings"))
+    columns = np.random.default_rng(0).permutation(60)
+    folder = predict("genes", written(tiny, tmp_path, lambda a: a[:, columns].copy()))
+    np.testing.assert_allclose(dims(read(folder, "embeddings")), want, atol=1e-5)
+
+
+def test_genes_that_are_missing_stand_at_their_mean(tiny, home, predict, sctool, tmp_path):
+    path = written(tiny, tmp_path, lambda a: a[:, :57].copy())
+    got, want = dims(read(predict("genes", path), "embeddings")), dims(read(model(home, "genes"), "embeddings"))
+    assert 1e-4 < np.abs(got - want).max() < np.abs(want[:, None] - want).max()
+    path = written(tiny, tmp_path, lambda a: a[:, 50:].copy())
+    refused(sctool("predict", "sampleclr", model(home, "genes"), path, "--name", "q", "--quiet"), "genes")
+    assert not (tmp_path / "results/sampleclr/q").exists()
+
+
+def test_samples_not_to_be_trusted_are_flagged(tiny, predict, tmp_path):
+    def change(a):
+        a.obsm["X_pca"][(a.obs["sample"] == "s01").to_numpy()] += 30
+        return a[(a.obs["sample"] != "s02") | (np.arange(a.n_obs) % 5 == 0)].copy()
+
+    table = read(predict("told", written(tiny, tmp_path, change)), "embeddings").set_index("sample")
+    assert table.index[table["far"]].tolist()[:1] == ["s01"]
+    assert not table.loc["s00", "far"]
+    assert table.index[~table["enough_cells"]].tolist() == ["s02"]
+
+
+def test_donors_of_the_new_file_are_told_where_it_has_them(tiny, home, predict, tmp_path):
+    """A type is tested over donors: with samples in their place, those of one donor would count as many."""
+    folder = predict("told", home / "tiny.h5ad")
+    assert set(read(folder, "importance_tests")["n_donors"]) == {10}
+    folder = predict("told", written(tiny, tmp_path, lambda a: a.obs.drop(columns="donor", inplace=True)), "--force")
+    assert set(read(folder, "importance_tests")["n_donors"]) == {14}
+
+
+@pytest.mark.parametrize("names", [("01", "02"), ("NA", "None"), ("True", "False")])
+def test_any_words_are_names_of_classes(tiny, train, sctool, tmp_path, names):
+    def change(a):
+        a.obs["condition"] = np.where(a.obs["condition"] == "ill", *names)
+
+    path = written(tiny, tmp_path, change)
+    assert train("--task", "condition:class", "--cv", "none", "--name", "m", path=path).code == 0
+    ran = sctool("predict", "sampleclr", "checkpoints/sampleclr/m", path, "--quiet", "--name", "p")
+    assert ran.code == 0, ran.err
+    table = read(tmp_path / "results/sampleclr/p", "predictions").astype({"prediction": str})
+    assert set(table["prediction"].str.zfill(len(names[0]))) <= set(names)
+    assert set(table.columns[-2:]) == {f"p_{name}" for name in names}
+
+
+def test_importance_can_be_left_out(home, predict):
+    folder = predict("plain", home / "tiny.h5ad", "--no-importance")
+    assert sorted(path.name for path in folder.iterdir()) == ["distances.csv", "embeddings.csv", "metrics.json"]
+
+
+def test_importance_is_the_same_bytes_whenever_it_is_written(home, predict):
+    first = (predict("plain", home / "tiny.h5ad") / "cell_importance.csv.gz").read_bytes()
+    assert (predict("plain", home / "tiny.h5ad", "--force") / "cell_importance.csv.gz").read_bytes() == first
+    assert gzip.decompress(first).startswith(b"cell,sample,")
+
+
+# what goes wrong
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "--sample-key is missing"),
+        (("--sample-key", "smple"), "no column 'smple'"),
+        (("--sample-key", "condition"), "at least 4 are needed"),
+        (("--sample-key", "sample", "--donor-key", "cell_type"), "is not one value for each sample"),
+        ((*KEYS, "--task", "cell_type"), "is not one value for each sample"),
+        ((*KEYS, "--task", "cond"), "condition"),
+        ((*KEYS, "--task", "condition:regression"), "is not a number"),
+        ((*KEYS, "--task", "stage:ordinal"), "sampleclr.orders"),
+        ((*KEYS, "--task", "condition:klass"), "'klass' is not known"),
+        ((*KEYS, "--batch-key", "btch"), "no column 'btch'"),
+        ((*KEYS, "--label-key", "typ"), "no column 'typ'"),
+        ((*KEYS, "--study-key", "stdy"), "no column 'stdy'"),
+        ((*KEYS, "--covariate", "sex"), "no column 'sex'"),
+        ((*KEYS, "--rep", "obsm:X_umap"), "obsm"),
+        ((*KEYS, "--rep", "X_pca"), "obsm:X_pca"),
+        ((*KEYS, "--rep", "layers:raw"), "layers/raw"),
+        ((*KEYS, "--min-cells", "41"), "at least 4 are needed"),
+        ((*KEYS, "--cells-per-view", "many"), "is not a number or two"),
+        ((*KEYS, "--cells-per-view", "10-5"), "cells_per_view"),
+        ((*KEYS, "--cv", "donors:1"), "is not known"),
+        ((*KEYS, "--cv", "leave-one-study-out"), "--study-key"),
+        ((*KEYS, "--prior", "nowhere.csv"), "no such file"),
+        ((*KEYS, "--preset", "huge"), "preset"),
+        ((*KEYS, "--set", "sampleclr.n_headz=2"), "n_heads"),
+        ((*KEYS, "--set", "sampleclr.cell_weights=w"), "no column 'w'"),
+        ((*KEYS, "--name", "a/b"), "is not a folder name"),
+        ((*KEYS, "--epochs", "0"), "epochs"),
+    ],
+)
+def test_wrong_settings_write_nothing(train, tmp_path, words, said):
+    refused(train(*words, keys=()), said)
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.h5ad"]
+
+
+def _nan(a):
+    a.obsm["X_pca"][7, 2] = np.nan
+
+
+def _negative(a):
+    a.X = a.X - 0.5 * (np.arange(a.n_obs) == 3)[:, None]
+
+
+def _doubles(a):
+    a.obs_names = ["c0", *a.obs_names[1:-1], "c0"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "said"),
+    [
+        (_nan, (), "NaN"),
+        (_negative, ("--rep", "X"), "negative"),
+        (lambda a: a[:, :0].copy(), ("--rep", "X"), ""),
+        (lambda a: a[a.obs["condition"] == "ill"].copy(), ("--task", "condition"), "all samples have the value 'ill'"),
+        (lambda a: a[a.obs["donor"].isin(["d1", "d3", "d0", "d2", "d4"])].copy(), ("--task", "condition"), "'ill' has 2 donors"),
+        (lambda a: a.obs.__setitem__("donor", a.obs["donor"].where(a.obs["donor"] != "d0")), (), "have no donor"),
+    ],
+)
+def test_wrong_files_write_nothing(tiny, train, tmp_path, change, words, said):
+    refused(train(*words, path=written(tiny, tmp_path, change)), said)
+    assert not (tmp_path / "results").exists()
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_no_file(train, tmp_path):
+    refused(train(path=tmp_path / "none.h5ad"), "none.h5ad")
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "said"),
+    [
+        (lambda a: a.obsm.__setitem__("X_pca", a.obsm["X_pca"][:, :4]), (), "4 dimensions, the model was trained on 5"),
+        (lambda a: a.obsm.__delitem__("X_pca"), (), "X_pca"),
+        (lambda a: a.obs.drop(columns="sample", inplace=True), (), "no column 'sample'"),
+        (lambda a: None, ("--label-key", "typ"), "no column 'typ'"),
+        (lambda a: None, ("--rep", "obsm:X_umap"), "X_umap"),
+        (_nan, (), "NaN"),
+    ],
+)
+def test_wrong_files_are_not_predicted(tiny, sctool, home, tmp_path, change, words, said):
+    path = written(tiny, tmp_path, change)
+    refused(sctool("predict", "sampleclr", model(home, "told"), path, "--quiet", *words), said)
+    assert not (tmp_path / "results").exists()
+
+
+def test_models_of_another_kind_are_refused(sctool, home, tiny_file, tmp_path):
+    refused(sctool("predict", "sampleclr", home / "results", tiny_file), "is not a model folder")
+    refused(sctool("predict", "scvi", model(home, "plain"), tiny_file), "is a sampleclr model")
+    refused(sctool("train", "sampleclr", tiny_file, *KEYS, *QUICK, "--rep", model(home, "plain")), "sampleclr")
+    assert not (tmp_path / "results").exists()
+
+
+def test_results_are_not_overwritten(sctool, home, tiny_file, predict, tmp_path):
+    before = files(predict("plain", tiny_file))
+    refused(sctool("predict", "sampleclr", model(home, "plain"), tiny_file, "--name", "p"), "--force")
+    assert files(tmp_path / "results/sampleclr/p") == before
+
+
+def test_a_file_with_another_name_for_the_representation(tiny, home, predict, tmp_path):
+    def change(a):
+        a.obsm["X_mine"] = a.obsm["X_pca"]
+        del a.obsm["X_pca"]
+
+    folder = predict("plain", written(tiny, tmp_path, change), "--rep", "obsm:X_mine")
+    np.testing.assert_allclose(dims(read(folder, "embeddings")), dims(read(model(home, "plain"), "embeddings")), atol=1e-5)
+
+
+def test_a_finer_check_before_training(sctool, tiny_file):
+    ran = sctool("check", tiny_file, "--for", "sampleclr", *KEYS)
+    assert ran.code == 0, ran.err
+    refused_ran = sctool("check", tiny_file, "--for", "sampleclr", "--sample-key", "smple")
+    assert refused_ran.code == 2
+    assert "smple" in refused_ran.out + refused_ran.err
+
+
+def test_a_file_backed_by_a_view_of_the_demo_needs_no_flags(sctool):
+    ran = sctool("train", "sampleclr", "--dry-run", "--json")
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["samples"] == "48 of 48, of 32 donors"
+
+
+def test_cells_without_a_sample_are_left_out_of_the_tables(tiny, train, tmp_path):
+    def change(a):
+        a.obs["sample"] = a.obs["sample"].astype(object).where(np.arange(a.n_obs) % 4 > 0)
+
+    assert train("--name", "m", path=written(tiny, tmp_path, change)).code == 0
+    cells = pd.read_csv(tmp_path / "results/sampleclr/m/cell_importance.csv.gz")
+    names = ad.read_h5ad(tmp_path / "new.h5ad").obs_names
+    assert cells["cell"].tolist() == [name for number, name in enumerate(names) if number % 4]
