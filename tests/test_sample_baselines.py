@@ -9,7 +9,7 @@ from scipy.spatial.distance import cdist
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from sctool.bench.sample_confounding import confounding
-from sctool.bench.sample_folds import parse_sample_cv
+from sctool.bench.sample_folds import parse_sample_cv, plain_folds
 from sctool.bench.sample_leakage import leakage, leaks
 from sctool.bench.sample_retrieval import Parts, baseline_embeds, retrieval_tables
 from sctool.bench.samples import Contestant, baseline_contestants, evaluate_samples, sample_folds
@@ -239,6 +239,18 @@ def test_samples_without_truth_are_trained_on_and_never_tested(rng):
     made.table.loc[2, "group"] = np.nan
     folds = sample_folds(made, TASK, QUICK)
     assert all(fold.train_s[2] and not fold.test_s[2] for fold in folds)
+
+
+def test_folds_without_a_task_hold_out_what_is_asked_for(rng):
+    made = cohort(rng, each=2)
+    made.table["study"] = np.where(np.arange(28) < 14, "one", "two")
+    for cv, expected in (("auto", 5), ("donors:3", 3), ("leave-one-donor-out", 14), ("leave-one-study-out", 2), ("none", 0)):
+        folds = plain_folds(made, QUICK.replaced({"sampleclr.cv": cv, "sampleclr.study_key": "study"}))
+        assert len(folds) == expected
+        assert sum(fold.test_s.sum() for fold in folds) == (28 if folds else 0)
+        assert not any(set(made.donor_s[fold.train_s]) & set(made.donor_s[fold.test_s]) for fold in folds)
+    with pytest.raises(SctoolError, match="needs --study-key"):
+        plain_folds(made, QUICK.replaced({"sampleclr.cv": "leave-one-study-out"}))
 
 
 def test_few_donors_are_refused(rng):

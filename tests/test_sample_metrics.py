@@ -56,6 +56,12 @@ def test_replicates_are_counted_over_the_other_samples():
     assert m.replicate_robustness(np.zeros((5, 5)), list("ababc")) == pytest.approx(1 - 0.5 * 3 / 4)  # all are equally near
 
 
+def test_replicates_are_the_librarys_over_the_other_samples():
+    patient = [name.split("_")[0] for name in CASE["replicate_robustness_names"]]
+    made = m.replicate_robustness(CASE["dist_euclid"][:12, :12], patient)
+    assert 1 - 11 * (1 - made) == pytest.approx(float(CASE["replicate_robustness_value"]))
+
+
 def test_the_total_weighs_targets_twice():
     assert m.spare_total(0.6, 0.3) == pytest.approx((0.6 + 0.15) / 1.5)
     assert np.isnan(m.spare_total(0.6, float("nan")))

@@ -14,7 +14,7 @@ from scipy.spatial.distance import cdist
 
 from sctool.artifacts.atomic import atomic_file
 from sctool.bench.sample_importance import ByType, effects_by_type, importance_blocks, importance_tests
-from sctool.data.cohort import OWN, Cohort, Task
+from sctool.data.cohort import OWN, Cohort, Task, text
 from sctool.engine.samples import Blocks, Embedded, Seen
 
 
@@ -23,6 +23,8 @@ def embeddings_table(cohort: Cohort, embedded: Embedded, shown: Sequence[str] = 
     table = cohort.table
     columns = [key for key in table if key not in OWN and (key in shown or 1 < table[key].nunique() <= 30)]
     out = table[[*OWN, *columns]].copy()
+    for key in shown:  # as their tasks call them, or 1.0 would be another class than 1
+        out[key] = text(table[key])
     out.insert(3, "enough_cells", cohort.usable_s)
     dims = pd.DataFrame(embedded.embedding_sd, columns=[f"e{i + 1}" for i in range(embedded.embedding_sd.shape[1])])
     return pd.concat([out.reset_index(drop=True), dims], axis=1)

@@ -101,27 +101,37 @@ def sample_folds(cohort: Cohort, task: Task, config: Config) -> list[SampleFold]
         rarest = _rarest(cohort, task, truth_s, rows, kind)
         k = k or max(2, min(5, rarest))
     k = min(k or 5, donors)
-    if kind == "study":
-        studies = _studies(cohort, settings.study_key)
-        parts = [(f"study {name}", known_s & (studies == name)) for name in sorted(set(studies[rows].tolist()))]
-        if len(parts) < 2:
-            raise SctoolError(f"--cv {settings.cv}: there is one study", "give --cv auto, which holds out donors")
-        return _checked([_fold(cohort, 0, name, test_s) for name, test_s in parts if test_s.any()], cohort, task, truth_s)
-    if kind == "donor":
-        names = sorted(set(cohort.donor_s[rows].tolist()))
-        return _checked([_fold(cohort, 0, f"donor {name}", known_s & (cohort.donor_s == name)) for name in names], cohort, task, truth_s)
+    if kind in ("study", "donor"):
+        return _checked(_one_at_a_time(cohort, kind, config, known_s), cohort, task, truth_s)
     return [fold for repeat in range(settings.repeats) for fold in _spread(cohort, task, truth_s, strata_s, rows, k, repeat, config.seed)]
 
 
 def plain_folds(cohort: Cohort, config: Config) -> list[SampleFold]:
-    """Whole donors shared out once, 5 ways or by ``sampleclr.cv``, where there is no task to balance; none with ``none``."""
+    """Whole donors shared out once, 5 ways or by ``sampleclr.cv``, where there is no task to balance; none with ``none``.
+
+    Raises
+    ------
+    SctoolError
+        If studies are to be left out and there are not two.
+    """
     kind, k = parse_sample_cv(config.sampleclr.cv)
+    if kind in ("study", "donor"):
+        return _one_at_a_time(cohort, kind, config, cohort.usable_s)
     rows = np.flatnonzero(cohort.usable_s)
     k = min(k or 5, len(set(cohort.donor_s[rows].tolist())))
     if kind == "none" or k < 2:
         return []
     parts = outer_folds(rows, np.zeros(len(cohort), np.int64), cohort.donor_s.astype(str), f"groups:{k}", config.seed)
     return [_fold(cohort, 0, f"fold {number + 1}", np.isin(np.arange(len(cohort)), part.test)) for number, part in enumerate(parts)]
+
+
+def _one_at_a_time(cohort: Cohort, kind: str, config: Config, tested_s: Mask) -> list[SampleFold]:
+    """A fold for each study, or for each donor."""
+    of_s = _studies(cohort, config.sampleclr.study_key) if kind == "study" else cohort.donor_s
+    names = sorted(set(of_s[tested_s].tolist()))
+    if len(names) < 2:
+        raise SctoolError(f"--cv {config.sampleclr.cv}: there is one {kind}", "give --cv auto, which holds out donors")
+    return [_fold(cohort, 0, f"{kind} {name}", tested_s & (of_s == name)) for name in names]
 
 
 def _spread(
@@ -157,7 +167,7 @@ def _rarest(cohort: Cohort, task: Task, truth_s: NDArray[Any], rows: NDArray[Any
             raise SctoolError(
                 f"{task.column}: class {name!r} has {donors} donor{'s' * (donors != 1)} with enough cells; "
                 f"testing on a donor held out takes {FEWEST_DONORS + 1}",
-                "merge or leave out rare classes, lower --min-cells, or give --cv none",
+                "merge or leave out rare classes; to train without a test of it, give --cv none",
             )
     return min(n for n in by_class if n)
 

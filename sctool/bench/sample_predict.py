@@ -14,6 +14,7 @@ from scipy.spatial.distance import cdist
 from sctool.artifacts.atomic import write_json
 from sctool.artifacts.model_folder import ModelFolder
 from sctool.artifacts.result_folder import result_folder
+from sctool.artifacts.tables import read_table
 from sctool.bench.sample_files import answer_columns, distances_table, embeddings_table, write_importance
 from sctool.config import Config
 from sctool.data.cohort import Task
@@ -71,7 +72,7 @@ def predict_samples(
     cohort, n = query.cohort, len(query.cohort)
     seen = see(query.module, query.blocks, n, query.tasks, query.scales)
     about = folder.manifest["data"]
-    known = folder.table("embeddings")
+    known = read_table(folder.path / "embeddings.csv", dtype={task.column: str for task in query.tasks})
     known_td = known[[key for key in map(str, known) if key[:1] == "e" and key[1:].isdigit()]].to_numpy(np.float32)
     distance_s = nearest(seen.embedded.embedding_sd, known_td)
     tables = embeddings_table(cohort, seen.embedded)

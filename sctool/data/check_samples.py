@@ -118,6 +118,9 @@ def _cohort(file: H5ad, config: Config, source: Representation | None, checked: 
 
 
 def _training(checked: CheckedSamples, cohort: Cohort, varying: dict[str, str], config: Config) -> None:
+    view = config.sampleclr.cells_per_view
+    if not isinstance(view, int) and view[0] > view[1]:
+        checked.problems.append(SctoolError(f"--cells-per-view {view[0]}-{view[1]}: the least is above the most", "turn them round"))
     few = cohort.samples[~cohort.usable_s]
     if len(few):
         listed = ", ".join(map(str, few[:SHOWN])) + (", ..." if len(few) > SHOWN else "")

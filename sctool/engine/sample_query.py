@@ -59,7 +59,9 @@ def open_sample_query(folder: ModelFolder, path: Path, config: Config, rep: str 
     """
     trained = Config.model_validate(folder.manifest["config"])
     own = {key: getattr(config.sampleclr, key) or getattr(trained.sampleclr, key) for key in ("sample_key", "donor_key")}
-    if own["donor_key"] == trained.sampleclr.donor_key and config.sampleclr.donor_key is None:
+    file = H5ad(path)
+    donor_key = own["donor_key"]
+    if config.sampleclr.donor_key is None and not (donor_key in file.obs and file.obs[donor_key].notna().all()):
         own["donor_key"] = None  # a new file need not have donors
     label = config.data.label_key
     settings = config.sampleclr.model_copy(
@@ -67,7 +69,6 @@ def open_sample_query(folder: ModelFolder, path: Path, config: Config, rep: str 
     )
     data = config.data.model_copy(update={"batch_key": None, "label_key": label, "n_top_genes": trained.data.n_top_genes})
     config = config.model_copy(update={"sampleclr": settings, "data": data})
-    file = H5ad(path)
     if label is None and trained.data.label_key in file.obs:
         config = config.replaced({"data.label_key": trained.data.label_key})
     # What the cells are read from comes in blocks below; the check needs the samples only.

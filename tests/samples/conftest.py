@@ -12,7 +12,20 @@ from tests.conftest import run_in
 KEYS = ("--sample-key", "sample", "--donor-key", "donor")
 SMALL = ("sampleclr.n_networks=2", "sampleclr.n_clusters=3", "sampleclr.n_heads=2", "sampleclr.n_values=3", "sampleclr.n_components=4")
 QUICK = (
-    *("--epochs", "3", "--cv", "donors:2", "--repeats", "1", "--permutations", "0", "--min-cells", "10", "--cells-per-view", "5-10"),
+    *(
+        "--set",
+        "train.most_epochs=3",
+        "--cv",
+        "donors:2",
+        "--repeats",
+        "1",
+        "--permutations",
+        "0",
+        "--min-cells",
+        "10",
+        "--cells-per-view",
+        "5-10",
+    ),
     *("--n-hidden", "8", "--n-latent", "6", "--no-plots", "--quiet"),
     *(word for setting in SMALL for word in ("--set", setting)),
 )
