@@ -17,7 +17,7 @@ from sctool.data.read import near
 from sctool.errors import SctoolError
 
 Mask = NDArray[np.bool_]
-FORMS = "auto, donors:K, leave-one-donor-out, leave-one-study-out or none"
+FORMS = "auto, donors:K, leave-one-donor-out, leave-one-study-out, column:NAME or none"
 FEWEST_DONORS = 2
 """Of each class in training."""
 _TRIES = 50
@@ -42,7 +42,7 @@ class SampleFold:
 
 
 def parse_sample_cv(said: str) -> tuple[str, int]:
-    """``donors``, ``donor``, ``study`` or ``none``, and the number of folds (0: as many as fit, up to 5).
+    """``donors``, ``donor``, ``study``, ``column`` or ``none``, and the number of folds (0: as many as fit, up to 5).
 
     Raises
     ------
@@ -56,6 +56,8 @@ def parse_sample_cv(said: str) -> tuple[str, int]:
     plain |= dict.fromkeys(("leave-one-donor-out", "leave-one-group-out", "logo"), "donor")
     if kind in plain and not number:
         return plain[kind], 0
+    if kind == "column" and number:
+        return kind, 0
     raise SctoolError(f"--cv {said!r} is not known", f"give {FORMS}")
 
 
@@ -77,7 +79,7 @@ def sample_folds(cohort: Cohort, task: Task, config: Config) -> list[SampleFold]
         Classes are spread evenly over the folds; donors of numbers and levels are shared out at random.
     config
         ``donors:K`` shares out whole donors K ways, ``sampleclr.repeats`` times; ``auto`` is 5 ways, or as many as the rarest class has
-        donors; leaving out a donor or a study at a time is done once.
+        donors; leaving out a donor or a study at a time, or what a column calls ``test``, is done once.
 
     Raises
     ------
@@ -101,7 +103,7 @@ def sample_folds(cohort: Cohort, task: Task, config: Config) -> list[SampleFold]
         rarest = _rarest(cohort, task, truth_s, rows, kind)
         k = k or max(2, min(5, rarest))
     k = min(k or 5, donors)
-    if kind in ("study", "donor"):
+    if kind in ("study", "donor", "column"):
         return _checked(_one_at_a_time(cohort, kind, config, known_s), cohort, task, truth_s)
     return [fold for repeat in range(settings.repeats) for fold in _spread(cohort, task, truth_s, strata_s, rows, k, repeat, config.seed)]
 
@@ -115,7 +117,7 @@ def plain_folds(cohort: Cohort, config: Config) -> list[SampleFold]:
         If studies are to be left out and there are not two.
     """
     kind, k = parse_sample_cv(config.sampleclr.cv)
-    if kind in ("study", "donor"):
+    if kind in ("study", "donor", "column"):
         return _one_at_a_time(cohort, kind, config, cohort.usable_s)
     rows = np.flatnonzero(cohort.usable_s)
     k = min(k or 5, len(set(cohort.donor_s[rows].tolist())))
@@ -126,12 +128,32 @@ def plain_folds(cohort: Cohort, config: Config) -> list[SampleFold]:
 
 
 def _one_at_a_time(cohort: Cohort, kind: str, config: Config, tested_s: Mask) -> list[SampleFold]:
-    """A fold for each study, or for each donor."""
+    """A fold for each study or donor, or the one that a column makes."""
+    if kind == "column":
+        return [_by_column(cohort, config.sampleclr.cv.partition(":")[2], tested_s)]
     of_s = _studies(cohort, config.sampleclr.study_key) if kind == "study" else cohort.donor_s
     names = sorted(set(of_s[tested_s].tolist()))
     if len(names) < 2:
         raise SctoolError(f"--cv {config.sampleclr.cv}: there is one {kind}", "give --cv auto, which holds out donors")
     return [_fold(cohort, 0, f"{kind} {name}", tested_s & (of_s == name)) for name in names]
+
+
+def _by_column(cohort: Cohort, key: str, tested_s: Mask) -> SampleFold:
+    """Samples of the value ``train``, and those of the value ``test``."""
+    if key not in cohort.table:
+        columns = list(map(str, cohort.table))
+        raise SctoolError(f"--cv column:{key}: there is no such column of samples; there are: {', '.join(columns)}", near(key, columns))
+    part = text(cohort.table[key])
+    train_s, test_s = part == "train", part == "test"
+    if not train_s.any() or not test_s.any():
+        found = ", ".join(sorted(set(part.tolist()))[:5])
+        raise SctoolError(f"--cv column:{key}: it has the values {found}", "give a column with the values train and test")
+    both = set(cohort.donor_s[test_s].tolist()) & set(cohort.donor_s[train_s].tolist())
+    if both:
+        raise SctoolError(
+            f"--cv column:{key}: {len(both)} donors are on both sides, e.g. {min(both)}", "put all samples of a donor on one side"
+        )
+    return SampleFold(0, f"column {key}", cohort.usable_s & train_s, tested_s & test_s)
 
 
 def _spread(
@@ -163,7 +185,7 @@ def _rarest(cohort: Cohort, task: Task, truth_s: NDArray[Any], rows: NDArray[Any
     """How many donors the rarest class has."""
     by_class = [len(set(cohort.donor_s[rows][truth_s[rows] == c].tolist())) for c in range(len(task.order))]
     for name, donors in zip(task.order, by_class, strict=True):
-        if kind != "study" and donors <= FEWEST_DONORS:
+        if kind not in ("study", "column") and donors <= FEWEST_DONORS:
             raise SctoolError(
                 f"{task.column}: class {name!r} has {donors} donor{'s' * (donors != 1)} with enough cells; "
                 f"testing on a donor held out takes {FEWEST_DONORS + 1}",

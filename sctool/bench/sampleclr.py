@@ -24,7 +24,7 @@ from sctool.bench.sample_tables import combined, figures, verdicts
 from sctool.bench.samples import Contestant, baseline_contestants, evaluate_samples
 from sctool.config import Config
 from sctool.data.check_samples import open_cohort
-from sctool.data.cohort import Cohort, Task
+from sctool.data.cohort import Cohort, Task, text
 from sctool.data.samples import prepare_samples
 from sctool.engine.query import load_module
 from sctool.engine.run import run_settings, run_training
@@ -134,6 +134,7 @@ def train_cohort(
     test = _Test(made, place, tick)
     evaluations = [evaluate_samples(cohort, task, test.contestants(task), made.folds, config, say) for task in tasks if made.folds]
     retrieval, robustness = test.retrieval() if made.folds else (pd.DataFrame(), pd.DataFrame())
+    leaks = test.leaks()
     for line in prepared.notes:
         say(line)
     folder = run_training("sampleclr", BUILDERS["sampleclr"], prepared, config, place, stages=sample_stages, reporter=reporter)
@@ -166,10 +167,12 @@ def train_cohort(
         distances_table(cohort, seen.embedded.embedding_sd).to_csv(partial / "distances.csv", index=False)
         stability = write_importance(partial, module, seen, blocks, cohort, tasks, np.random.default_rng(config.seed))
         metrics["importance_stability"] = stability
-        for name, one in combined(evaluations, retrieval=retrieval, robustness=robustness, confounding=made.confounded).items():
+        for name, one in combined(
+            evaluations, retrieval=retrieval, robustness=robustness, confounding=made.confounded, technical=leaks
+        ).items():
             one.to_csv(partial / f"{name}.csv", index=False)
         write_json(partial / "metrics.json", metrics)
-    return Trained(folder, evaluations, retrieval, metrics, _lines(evaluations, retrieval))
+    return Trained(folder, evaluations, retrieval, metrics, [*_lines(evaluations, retrieval), *_leaked(leaks)])
 
 
 def _lines(evaluations: list[Evaluation], retrieval: pd.DataFrame) -> list[str]:
@@ -182,6 +185,11 @@ def _lines(evaluations: list[Evaluation], retrieval: pd.DataFrame) -> list[str]:
             f"({best['name']}), {best['chance']:.3f} by chance"
         )
     return lines
+
+
+def _leaked(leaks: pd.DataFrame) -> list[str]:
+    said = leaks[leaks["score"] == "auc"].to_dict("records") if len(leaks) else []
+    return [f"batches of held-out samples told by {row['name']}: AUC {row['value']:.3f} (p {row['p']:.3f})" for row in said]
 
 
 class _Test:
@@ -208,6 +216,17 @@ class _Test:
             Contestant(ALONE, "baseline", predict=lambda train_s: self.alone.answers(train_s, task)),
             *baseline_contestants(self.made.cohort, self.made.config),
         ]
+
+    def leaks(self) -> pd.DataFrame:
+        """How well the batch of held-out samples can be told from the embedding, and from the mean of the cells; the less the better."""
+        made, key = self.made, self.made.config.data.batch_key
+        if key is None or not made.folds:
+            return pd.DataFrame()
+        names = sorted(set(text(made.cohort.table[key])) - {""})
+        contestants = [Contestant(PROBED, "embedding", features=self.networks.embedding)]
+        contestants += [one for one in baseline_contestants(made.cohort, made.config) if one.name == "mean"]
+        batches = Task(key, "class", tuple(map(str, names)))
+        return evaluate_samples(made.cohort, batches, contestants, made.folds, made.config).tables["comparison"]
 
     def retrieval(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Of the first repeat, in which every sample is held out once."""

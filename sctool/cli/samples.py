@@ -53,7 +53,7 @@ def train(
     ] = None,
     sample_cv: Annotated[
         str | None,
-        typer.Option("--cv", help="auto, donors:K, leave-one-donor-out, leave-one-study-out or none.", rich_help_panel=_TEST),
+        typer.Option("--cv", help="auto, donors:K, leave-one-donor-out, leave-one-study-out, column:NAME or none.", rich_help_panel=_TEST),
     ] = None,
     sample_repeats: Annotated[int | None, typer.Option("--repeats", help="Of the folds.", rich_help_panel=_TEST)] = None,
     permutations: Annotated[int | None, typer.Option(help="Shuffles behind a p-value; 0: none.", rich_help_panel=_TEST)] = None,

@@ -11,7 +11,7 @@ import pandas as pd
 
 from sctool.config import Config
 from sctool.data.check import Checked, check_names
-from sctool.data.cohort import OWN, Cohort, Task, parse_tasks, sample_table, text
+from sctool.data.cohort import OWN, Cohort, Task, parse_tasks, sample_means, sample_table, text
 from sctool.data.read import H5ad, near
 from sctool.data.representation import Representation, open_representation
 from sctool.errors import SctoolError
@@ -114,7 +114,9 @@ def _cohort(file: H5ad, config: Config, source: Representation | None, checked: 
     table = table.drop(columns=[f"obs_{name}" for name in (key, settings.donor_key) if f"obs_{name}" in table])
     usable_s = table["n_cells"].to_numpy() >= settings.min_cells
     types = text(obs[config.data.label_key]) if config.data.label_key in obs else None
-    return Cohort(samples, donor_s, code_n, table, obs, types, source, usable_s), varying  # type: ignore[arg-type]
+    given_nf = file.given_embedding(config)
+    given_sd = None if given_nf is None else sample_means(given_nf, code_n, len(samples)).astype(np.float32)
+    return Cohort(samples, donor_s, code_n, table, obs, types, source, usable_s, given_sd), varying  # type: ignore[arg-type]
 
 
 def _training(checked: CheckedSamples, cohort: Cohort, varying: dict[str, str], config: Config) -> None:

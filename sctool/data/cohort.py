@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from sctool.config import Config
@@ -73,6 +74,8 @@ class Cohort:
         Type of each cell, "" where missing; None without a column of types.
     usable_s
         Samples with enough cells to train on and to be scored.
+    given_sd
+        Means over the cells of what ``ar.embedding`` names, by which samples are drawn.
     memo
         What :meth:`remembered` keeps; a copy made by ``dataclasses.replace`` has none.
     """
@@ -85,6 +88,7 @@ class Cohort:
     types_n: NDArray[Any] | None
     source: Representation
     usable_s: Mask
+    given_sd: Matrix | None = None
     memo: dict[str, tuple[bytes, Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -130,6 +134,14 @@ def text(values: pd.Series) -> NDArray[Any]:
     """Values as stripped strings, "" where missing; whole numbers without a decimal point."""
     whole = values.map(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
     return whole.astype(object).where(values.notna(), "").astype(str).str.strip().to_numpy(object)
+
+
+def sample_means(x_nf: NDArray[Any], sample_n: NDArray[np.int64], n_samples: int) -> NDArray[np.float64]:
+    """Mean features of the cells of each sample, shape (samples, features); 0 for samples without cells."""
+    own = np.flatnonzero(sample_n >= 0)
+    pick = sp.csr_matrix((np.ones(len(own), np.float32), (sample_n[own], own)), shape=(n_samples, len(x_nf)))
+    n_cells_s = np.bincount(sample_n[own], minlength=n_samples)
+    return np.asarray(pick @ x_nf, np.float64) / np.maximum(n_cells_s, 1)[:, None]
 
 
 def sample_table(obs: pd.DataFrame, sample_n: NDArray[np.int64], samples: NDArray[Any]) -> tuple[pd.DataFrame, dict[str, str]]:

@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 from numpy.typing import NDArray
-from sklearn.metrics import pairwise_distances_argmin
 
 from sctool.config import Config
-from sctool.data.clusters import cluster_centres
-from sctool.data.cohort import Cohort, Mask, Task, text
+from sctool.data.clusters import cluster_centres, nearest_centre
+from sctool.data.cohort import Cohort, Mask, Task, sample_means, text
 from sctool.data.folds import Rows, inner_folds
 from sctool.data.prepare import Prepared, default_epochs
 from sctool.data.representation import Matrix
@@ -149,6 +147,7 @@ def prepare_samples(
         codes,
         split,
         about,
+        cohort.given_sd,
         initial=initial,
         more_sizes=more,
         kept=("donor", "n_cells", *(task.column for task in tasks)),
@@ -175,15 +174,12 @@ def _inner_folds(cohort: Cohort, tasks: Sequence[Task], k: int, train_s: Mask, s
 
 def _plain(x_nf: Matrix, centre_f: Matrix, scale_f: Matrix, centre_kf: Matrix, cohort: Cohort) -> NDArray[np.float64]:
     """Mean standardised features and log-ratios of clusters of each sample, shape (samples, features + clusters)."""
-    own = np.flatnonzero(cohort.sample_n >= 0)
-    sample_n, n = cohort.sample_n[own], len(cohort)
-    pick = sp.csr_matrix((np.ones(len(own), np.float32), (sample_n, own)), shape=(n, len(x_nf)))
-    mean_sf = np.asarray(pick @ x_nf, np.float64) / np.maximum(np.bincount(sample_n, minlength=n), 1)[:, None]
-    mean_sf = (mean_sf - centre_f) / scale_f
+    mean_sf = (sample_means(x_nf, cohort.sample_n, len(cohort)) - centre_f) / scale_f
     if not len(centre_kf):
         return mean_sf
-    near_n = pairwise_distances_argmin(x_nf[own], centre_kf)
-    count_sk = np.bincount(sample_n * len(centre_kf) + near_n, minlength=n * len(centre_kf)).reshape(n, -1)
+    own = np.flatnonzero(cohort.sample_n >= 0)
+    place = cohort.sample_n[own] * len(centre_kf) + nearest_centre(x_nf[own], centre_kf)
+    count_sk = np.bincount(place, minlength=len(cohort) * len(centre_kf)).reshape(len(cohort), -1)
     log_sk = np.log1p(count_sk)
     return np.hstack([mean_sf, log_sk - log_sk.mean(1, keepdims=True)])
 
