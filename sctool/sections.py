@@ -274,7 +274,7 @@ class SampleCLRConfig(Section):
     norm: Literal["layer", "batch", "none"] = "layer"
     gumbel: bool = True
     loss: Literal["xsample", "infonce_cosine", "infonce_cauchy", "infonce_gaussian", "xsample_bce"] = "xsample"
-    temperature: float = Field(0.3, gt=0)
+    temperature: float = Field(1.0, gt=0)
     label_temperature: float = Field(0.1, gt=0)
     graph_temperature: float = Field(0.2, gt=0)
     prior: str = "none"
@@ -283,7 +283,7 @@ class SampleCLRConfig(Section):
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     diversity: float = Field(0.1, ge=0)
     task_epochs: int | None = Field(None, ge=1)
-    batch_weight: float = Field(0.5, ge=0)
+    batch_weight: float = Field(5.0, ge=0)
 
 
 class EvalConfig(Section):

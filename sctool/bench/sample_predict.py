@@ -70,7 +70,7 @@ def predict_samples(
     for note in query.notes:
         say(f"note: {note}")
     cohort, n = query.cohort, len(query.cohort)
-    seen = see(query.module, query.blocks, n, query.tasks, query.scales)
+    seen = see(query.module, query.blocks, query.batch_s, query.tasks, query.scales)
     about = folder.manifest["data"]
     known = read_table(folder.path / "embeddings.csv", dtype={task.column: str for task in query.tasks})
     known_td = known[[key for key in map(str, known) if key[:1] == "e" and key[1:].isdigit()]].to_numpy(np.float32)
@@ -88,7 +88,7 @@ def predict_samples(
         return blend(task, [one[task.column] for one in seen.answers], probe_sc)
 
     rng = np.random.default_rng(config.seed)
-    again = [see(query.module, query.blocks, n, query.tasks, query.scales, rng) for _ in range(draws if query.tasks else 0)]
+    again = [see(query.module, query.blocks, query.batch_s, query.tasks, query.scales, rng) for _ in range(draws if query.tasks else 0)]
     parts = []
     for task in query.tasks:
         values_sc = said(seen, task)

@@ -130,7 +130,9 @@ def train_cohort(
     for note in notes:
         say(note)
     prepared = prepare_samples(cohort, tasks, config, cohort.usable_s, graph_ss)
+    config = config.replaced({"train.epochs": config.train.epochs or prepared.epochs(config.train.most_epochs)})
     place.open(run_settings("sampleclr", config, prepared))
+    place.resume = True  # what is there from here on is of this run
     test = _Test(made, place, tick)
     evaluations = [evaluate_samples(cohort, task, test.contestants(task), made.folds, config, say) for task in tasks if made.folds]
     retrieval, robustness = test.retrieval() if made.folds else (pd.DataFrame(), pd.DataFrame())
@@ -139,7 +141,7 @@ def train_cohort(
         say(line)
     folder = run_training("sampleclr", BUILDERS["sampleclr"], prepared, config, place, stages=sample_stages, reporter=reporter)
     module, blocks = load_module(folder, BUILDERS["sampleclr"]), in_blocks(prepared.matrix, cohort.sample_n)
-    seen = see(module, blocks, len(cohort), tasks, prepared.about["scales"])
+    seen = see(module, blocks, prepared.codes["batch"], tasks, prepared.about["scales"])
     table = embeddings_table(cohort, seen.embedded, [task.column for task in tasks])
     blends = {
         task.column: Blend.fit(

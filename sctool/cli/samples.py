@@ -29,7 +29,7 @@ def train(
     donor_key: o.DonorKey = None,
     rep: o.Rep = None,
     task: o.SampleTasks = None,
-    batch_key: Annotated[str | None, typer.Option(help="obs column of batches, which an adversary hides.", rich_help_panel=_DATA)] = None,
+    batch_key: Annotated[str | None, typer.Option(help="obs column of batches to hide.", rich_help_panel=_DATA)] = None,
     label_key: Annotated[
         str | None, typer.Option(help="obs column of cell types: for baselines and importance; never trained on.", rich_help_panel=_DATA)
     ] = None,

@@ -10,6 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+LOG_RATIO_CELLS = 100.0
+"""As of so many cells log-ratios of clusters are, whatever the number there is."""
+
 
 class View(NamedTuple):
     """Some cells of each sample, padded to the same number."""

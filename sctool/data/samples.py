@@ -16,7 +16,7 @@ from sctool.data.cohort import Cohort, Mask, Task, sample_means, text
 from sctool.data.folds import Rows, inner_folds
 from sctool.data.prepare import Prepared, default_epochs
 from sctool.data.representation import Matrix
-from sctool.data.sample_store import SampleStore
+from sctool.data.sample_store import LOG_RATIO_CELLS, SampleStore
 from sctool.data.splits import split_groups
 from sctool.data.vocabulary import Vocabulary
 
@@ -92,10 +92,19 @@ def prepare_samples(
     scale_f = np.where(scale_f > 0, scale_f, 1.0).astype(np.float32)
     k = settings.n_clusters
     centre_kf = cluster_centres(train_nf, k, config.seed) if k else np.zeros((0, x_nf.shape[1]), np.float32)
-    plain_sv = _plain(x_nf, centre_f, scale_f, centre_kf, cohort)[train_s]
-    spread_v = plain_sv.std(0)
+    plain_sv = _plain(x_nf, centre_f, scale_f, centre_kf, cohort)
     initial = {"centre_f": centre_f, "scale_f": scale_f, "encoder.centre_kf": (centre_kf - centre_f) / scale_f, "encoder.metric_f": scale_f}
-    initial |= {"encoder.level_v": plain_sv.mean(0), "encoder.spread_v": np.where(spread_v > 1e-6, spread_v, 1.0)}
+    vocabularies, codes = {}, {"batch": np.full(len(cohort), -1)}
+    if config.data.batch_key:
+        column = cohort.table[config.data.batch_key]
+        vocabularies["batch"] = Vocabulary.of(column[train_s].dropna())
+        codes["batch"] = batch_codes(column, vocabularies["batch"])
+    n_batches = len(vocabularies["batch"]) if vocabularies else 0
+    own = [train_s & (codes["batch"] == code) for code in range(n_batches)] + [train_s]
+    level_bv = np.stack([plain_sv[chosen_s].mean(0) for chosen_s in own])
+    centred_sv = plain_sv - level_bv[codes["batch"]]
+    spread_v = centred_sv[train_s].std(0)
+    initial |= {"encoder.level_bv": level_bv, "encoder.spread_v": np.where(spread_v > 1e-6, spread_v, 1.0)}
     genes: dict[str, list[str]] = {"name": []}
     if projection is not None:
         initial |= {"mean_g": projection.mean_g, "components_gf": projection.components_gf}
@@ -110,17 +119,11 @@ def prepare_samples(
     for task in tasks:
         centre, scale = scales.get(task.column, (0.0, 1.0))
         targets[task.column] = (task.encode(cohort.table[task.column]) - centre) / scale
-    vocabularies, codes = {}, {}
-    if config.data.batch_key:
-        column = cohort.table[config.data.batch_key]
-        vocabularies["batch"] = Vocabulary.of(column[train_s].dropna())
-        batch_s = vocabularies["batch"].codes(column)
-        codes["batch"] = np.where(batch_s < len(vocabularies["batch"]), batch_s, -1)
     more = {
         "n_features": x_nf.shape[1],
         "n_genes": len(genes["name"]),
         "n_clusters": len(centre_kf),
-        "n_batches": len(vocabularies["batch"]) if vocabularies else 0,
+        "n_batches": n_batches,
     }
     more |= {f"n_outputs_{number}": task.n_outputs for number, task in enumerate(tasks)}
     about = {
@@ -180,8 +183,14 @@ def _plain(x_nf: Matrix, centre_f: Matrix, scale_f: Matrix, centre_kf: Matrix, c
     own = np.flatnonzero(cohort.sample_n >= 0)
     place = cohort.sample_n[own] * len(centre_kf) + nearest_centre(x_nf[own], centre_kf)
     count_sk = np.bincount(place, minlength=len(cohort) * len(centre_kf)).reshape(len(cohort), -1)
-    log_sk = np.log1p(count_sk)
+    log_sk = np.log1p(LOG_RATIO_CELLS * count_sk / np.maximum(count_sk.sum(1, keepdims=True), 1))
     return np.hstack([mean_sf, log_sk - log_sk.mean(1, keepdims=True)])
+
+
+def batch_codes(column: pd.Series, known: Vocabulary) -> NDArray[np.int64]:
+    """Codes of the batches of samples, -1 where a batch is unknown."""
+    code_s = known.codes(column)
+    return np.where(code_s < len(known), code_s, -1)
 
 
 def _scale(y_s: NDArray[np.float64]) -> tuple[float, float]:

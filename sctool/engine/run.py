@@ -113,7 +113,7 @@ def run_training(
                 state = {f"{_SAMPLER}{name}": torch.from_numpy(array) for name, array in stage.sampler.state.items()}
                 save_tensors(done, {**module.state_dict(), **state}, vars(fits[stage.name]))
                 place.state.unlink(missing_ok=True)
-            if stage.store is store:
+            if stage.store is store and len(stage.sampler.state.get("weights", ())) in (0, len(prepared.rows("train"))):
                 sampler = stage.sampler
         if hasattr(module, "remember"):
             known = np.sort(np.concatenate([prepared.rows(part) for part in ("train", "validation", "replayed")]))

@@ -93,18 +93,18 @@ def fit_fold(
     """Train on some samples; embed and answer all, and embed them by parts of their cells."""
     prepared = prepare_samples(cohort, tasks, config, train_s, prior_graph(cohort, config, train_s)[0])
     setting = set_up(BUILDERS["sampleclr"], prepared, config)
-    blocks, n, made = in_blocks(prepared.matrix, cohort.sample_n), len(cohort), {}
+    blocks, batch_s, made = in_blocks(prepared.matrix, cohort.sample_n), prepared.codes["batch"], {}
     module, scales = setting.module, prepared.about["scales"]
     for _ in train_in_memory(setting, sample_stages if contrast else attention_stage):
         pass
     if not contrast:
-        given = answers(module, embed_samples(module, blocks, n, network=0), 0, tasks, scales)
+        given = answers(module, embed_samples(module, blocks, batch_s, network=0), 0, tasks, scales)
         return {f"answers/{column}": values_sc for column, values_sc in given.items()}
-    seen = see(module, blocks, n, tasks, scales)
+    seen = see(module, blocks, batch_s, tasks, scales)
     made["embedding"] = seen.embedded.embedding_sd.astype(np.float64)
     for name, cells_n in parts.items():
         some = in_blocks(prepared.matrix[cells_n], cohort.sample_n[cells_n])
-        made[f"part/{name}"] = embed_samples(module, some, n).embedding_sd.astype(np.float64)
+        made[f"part/{name}"] = embed_samples(module, some, batch_s).embedding_sd.astype(np.float64)
     for task in tasks:
         truth_s = task.encode(cohort.table[task.column])
         network_ksc = [one[task.column] for one in seen.answers]

@@ -62,7 +62,8 @@ def type_effects(
     rest_ghv = (pooled_shv.unsqueeze(1) - share_gh.unsqueeze(-1) * mean_ghv) / rest_gh.clamp_min(1e-9).unsqueeze(-1)
     log_rest_gh = log_all_sh.unsqueeze(1) + rest_gh.clamp_min(1e-9).log()
     device = module.centre_f.device
-    without = encoder.project(rest_ghv.flatten(0, 1).float().to(device), log_rest_gh.flatten(0, 1).float().to(device))
+    unknown = torch.full((n_samples * n_types,), -1, device=device)
+    without = encoder.project(rest_ghv.flatten(0, 1).float().to(device), log_rest_gh.flatten(0, 1).float().to(device), unknown)
     made = []
     with_all = module.answers(torch.as_tensor(embedded.z_sd).to(device), network)
     for kind, all_sc, without_gc in zip(module.kinds, with_all, module.answers(without, network), strict=True):

@@ -18,6 +18,8 @@ from sctool.data.expression import log_normalise, same_scale
 from sctool.data.genes import match_genes
 from sctool.data.read import H5ad
 from sctool.data.representation import Given, find_source
+from sctool.data.samples import batch_codes
+from sctool.data.vocabulary import Vocabulary
 from sctool.engine.device import choose_device
 from sctool.engine.query import load_module
 from sctool.engine.samples import CELLS, Blocks, in_blocks, represent
@@ -31,6 +33,7 @@ class SampleQuery:
 
     module: Any
     cohort: Cohort
+    batch_s: NDArray[np.int64]
     blocks: Blocks
     tasks: list[Task]
     scales: dict[str, list[float]]
@@ -57,17 +60,18 @@ def open_sample_query(folder: ModelFolder, path: Path, config: Config, rep: str 
     SctoolError
         If the file lacks what the model reads, or it is of another size.
     """
-    trained = Config.model_validate(folder.manifest["config"])
+    trained, about = Config.model_validate(folder.manifest["config"]), folder.manifest["data"]
     own = {key: getattr(config.sampleclr, key) or getattr(trained.sampleclr, key) for key in ("sample_key", "donor_key")}
     file = H5ad(path)
     donor_key = own["donor_key"]
     if config.sampleclr.donor_key is None and not (donor_key in file.obs and file.obs[donor_key].notna().all()):
         own["donor_key"] = None  # a new file need not have donors
-    label = config.data.label_key
+    label, batch = config.data.label_key, config.data.batch_key or trained.data.batch_key
+    batch = batch if config.data.batch_key or batch in file.obs else None
     settings = config.sampleclr.model_copy(
         update={**own, "rep": rep or folder.manifest["data"]["rep"], "min_cells": trained.sampleclr.min_cells}
     )
-    data = config.data.model_copy(update={"batch_key": None, "label_key": label, "n_top_genes": trained.data.n_top_genes})
+    data = config.data.model_copy(update={"batch_key": batch, "label_key": label, "n_top_genes": trained.data.n_top_genes})
     config = config.model_copy(update={"sampleclr": settings, "data": data})
     if label is None and trained.data.label_key in file.obs:
         config = config.replaced({"data.label_key": trained.data.label_key})
@@ -76,7 +80,12 @@ def open_sample_query(folder: ModelFolder, path: Path, config: Config, rep: str 
     cohort = checked.require_cohort()
     module = load_module(folder, BUILDERS["sampleclr"]).to(choose_device(config.device))
     blocks, notes = _blocks(file, cohort, folder, config)
-    return SampleQuery(module, cohort, blocks, stored_tasks(folder), folder.manifest["data"]["scales"], [*checked.notes, *notes])
+    batch_s, known = np.full(len(cohort), -1), folder.manifest["vocabularies"].get("batch")
+    if known is not None:
+        batch_s = batch_s if batch is None else batch_codes(cohort.table[batch], Vocabulary(tuple(known)))
+        new = int((batch_s < 0).sum())
+        notes += [f"{new} samples are of no batch the model was trained on; they are taken as of an average one"] if new else []
+    return SampleQuery(module, cohort, batch_s, blocks, stored_tasks(folder), about["scales"], [*checked.notes, *notes])
 
 
 def _unread(file: H5ad, config: Config) -> Given:

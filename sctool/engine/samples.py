@@ -20,10 +20,13 @@ from sctool.data.sample_store import even_batches
 from sctool.data.samples import PreparedSamples
 from sctool.engine.query import open_query
 from sctool.engine.run import Setting, Stage
+from sctool.errors import SctoolError
 from sctool.models.registry import BUILDERS
 from sctool.nn.heads import ordinal_probabilities
 from sctool.nn.pooling import Streamed
 
+CODES = ("scvi", "scgen", "integrate")
+"""Models that give cells codes."""
 CELLS = 65_536
 """In a block of inference."""
 Answers = dict[str, NDArray[np.float64]]
@@ -37,12 +40,15 @@ def represent(file: H5ad, config: Config) -> Representation:
     if not config.sampleclr.rep or not (folder / "manifest.json").exists():
         return open_representation(file, config)
     model = open_model(folder)
-    query = open_query(model, BUILDERS[model.manifest["model"]], file.path, config)
+    kind = model.manifest["model"]
+    if kind not in CODES:
+        raise SctoolError(f"--rep {folder} is a {kind} model, which gives cells no codes", f"give the folder of {', '.join(CODES)}")
+    query = open_query(model, BUILDERS[kind], file.path, config)
     notes = [str(query.match)]
     seen = bool(set(model.table("cells")["cell"]) & set(map(str, file.obs.index)))
     if seen:
         notes.append(f"{folder} was trained on cells of this file, of donors that are tested on too: scores may flatter")
-    return Given(query.embed(), {"rep": str(folder), "transductive": seen, "notes": notes})
+    return Given(query.embed(), {"rep": str(folder.resolve()), "transductive": seen, "notes": notes})
 
 
 def sample_stages(setting: Setting) -> Iterator[Stage]:
@@ -101,18 +107,21 @@ class Embedded:
 
 @torch.no_grad()
 def embed_samples(
-    module: Any, blocks: Blocks, n_samples: int, *, network: int | None = None, rng: np.random.Generator | None = None
+    module: Any, blocks: Blocks, batch_s: NDArray[np.int64], *, network: int | None = None, rng: np.random.Generator | None = None
 ) -> Embedded:
     """Embed samples from all of their cells; the same cells in any order and any blocks give the same within rounding.
 
     Parameters
     ----------
+    batch_s
+        Code of each sample's batch, -1 where it is unknown or nothing is to be hidden.
     network
         By this network for the tasks instead of the encoder of the contrast.
     rng
         Draws a bootstrap of the cells instead: each counts a Poisson number of times, so that no sample need be in memory at once.
     """
     module.eval()
+    n_samples = len(batch_s)
     encoder, device = module.encoder if network is None else module.told[network], module.centre_f.device
     streamed = Streamed(n_samples, encoder.n_heads + 1, encoder.n_values)
     n_cells_s = np.zeros(n_samples, np.int64)
@@ -125,8 +134,9 @@ def embed_samples(
         streamed.add(scores_nh, encoder.value(x).cpu(), code_n)
         n_cells_s += np.bincount(sample_n[sample_n >= 0], minlength=n_samples)
     pooled_shv, log_sum_sh = streamed.pooled_shf.float().to(device), streamed.log_normaliser_sh.float().to(device)
-    z_sd = encoder.project(pooled_shv, log_sum_sh)
-    embedding_sd = encoder.embedding(pooled_shv, log_sum_sh) if network is None else z_sd
+    known = pooled_shv, log_sum_sh, torch.as_tensor(batch_s).to(device)
+    z_sd = encoder.project(*known)
+    embedding_sd = encoder.embedding(*known) if network is None else z_sd
     ess_sh = streamed.ess_sh.numpy()[:, 1:]
     return Embedded(encoder, embedding_sd.cpu().numpy(), z_sd.cpu().numpy(), pooled_shv, log_sum_sh, n_cells_s, ess_sh, streamed)
 
@@ -172,7 +182,7 @@ class Seen:
 def see(
     module: Any,
     blocks: Blocks,
-    n_samples: int,
+    batch_s: NDArray[np.int64],
     tasks: Sequence[Task],
     scales: Mapping[str, Sequence[float]],
     rng: np.random.Generator | None = None,
@@ -181,7 +191,7 @@ def see(
     seed = None if rng is None else int(rng.integers(2**32))
 
     def of(network: int | None) -> Embedded:
-        return embed_samples(module, blocks, n_samples, network=network, rng=None if seed is None else np.random.default_rng(seed))
+        return embed_samples(module, blocks, batch_s, network=network, rng=None if seed is None else np.random.default_rng(seed))
 
     told = [of(number) for number in range(len(module.told))]
     return Seen(of(None), told, [answers(module, one, number, tasks, scales) for number, one in enumerate(told)])

@@ -6,7 +6,7 @@ public code, with these choices of our own, each for a fault of that code:
 - attention is a softmax over the real cells of a view, so padding and the number of cells change nothing, and noise is drawn in training
   only: two calls give the same vector;
 - the contrastive loss is the cross-entropy of X-CLR (Sobal et al. 2024) with one anchor to a softmax;
-- the same unit vector is what the losses, the heads, the adversary and the user get;
+- the same unit vector is what the losses, the heads and the user get, in training and after;
 - features are standardised by the training cells, numbers to predict by the training samples;
 - losses are means over views and samples with weights of their own, whatever the number of minibatches.
 
@@ -28,15 +28,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sctool.data.sample_store import SampleBatch
+from sctool.data.sample_store import LOG_RATIO_CELLS, SampleBatch
 from sctool.models.base import Terms
-from sctool.nn.contrastive import collapse, info_nce, xsample, xsample_bce
-from sctool.nn.heads import ResidualMLP, class_loss, dann, head, ordinal_loss, reverse, squared_loss
+from sctool.nn.contrastive import between, collapse, info_nce, xsample, xsample_bce
+from sctool.nn.heads import ResidualMLP, class_loss, dann, head, ordinal_loss, squared_loss
 from sctool.nn.pooling import AttentionPooling, attention_weights, diversity, ess, gumbel_noise, pool
 from sctool.sections import SampleCLRConfig
-
-ADVERSARY_RATE = 5.0
-"""Learning rate of an adversary, times that of what it watches."""
 
 
 class Preset(NamedTuple):
@@ -87,7 +84,7 @@ class Encoder(nn.Module):
         """What is averaged of each cell, shape (..., values)."""
         raise NotImplementedError
 
-    def project(self, pooled_shv: Tensor, log_sum_sh: Tensor) -> Tensor:
+    def project(self, pooled_shv: Tensor, log_sum_sh: Tensor, batch_s: Tensor) -> Tensor:
         """Vector of unit length.
 
         Parameters
@@ -96,16 +93,18 @@ class Encoder(nn.Module):
             Weighted means of each head, the even one first.
         log_sum_sh
             Log of the sum of exp(score) over the cells; of the even head the log of their number.
+        batch_s
+            Code of each sample's batch, -1 where it is unknown.
         """
         raise NotImplementedError
 
-    def forward(self, x_sof: Tensor, mask_so: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x_sof: Tensor, mask_so: Tensor, batch_s: Tensor) -> tuple[Tensor, Tensor]:
         """Vector of a view, and the weights of its cells in the learned heads."""
         scores_soh = self.scores(x_sof, mask_so)
         noise_soh = F.pad(gumbel_noise(scores_soh[..., 1:]), (1, 0)) if self.pooling.gumbel and self.training else None
         w_soh = attention_weights(scores_soh, mask_so, noise_soh=noise_soh)
         log_sum_sh = scores_soh.masked_fill(~mask_so.unsqueeze(2), -torch.inf).logsumexp(1)
-        return self.project(pool(self.value(x_sof), w_soh), log_sum_sh), w_soh[..., 1:]
+        return self.project(pool(self.value(x_sof), w_soh), log_sum_sh, batch_s), w_soh[..., 1:]
 
 
 class Contrasted(Encoder):
@@ -115,21 +114,21 @@ class Contrasted(Encoder):
     clusters of cells.
     """
 
-    def __init__(self, config: SampleCLRConfig, n_features: int, n_clusters: int) -> None:
+    def __init__(self, config: SampleCLRConfig, n_features: int, n_clusters: int, n_batches: int) -> None:
         super().__init__(config, n_features, 1)
         self.n_values = n_features + n_clusters
         self.projector = nn.Linear(self.n_values + config.n_heads * (n_features + 1), self.n_latent)
         self.register_buffer("centre_kf", torch.zeros(n_clusters, n_features))
         self.register_buffer("metric_f", torch.ones(n_features))
-        self.register_buffer("level_v", torch.zeros(self.n_values))
+        self.register_buffer("level_bv", torch.zeros(n_batches + 1, self.n_values))
         self.register_buffer("spread_v", torch.ones(self.n_values))
 
     centre_kf: Tensor
     """Centres of the clusters of training cells."""
     metric_f: Tensor
     """What a unit of each feature is worth in the distance to a centre."""
-    level_v: Tensor
-    """Mean over training samples of their means and log-ratios."""
+    level_bv: Tensor
+    """Mean over training samples of their means and log-ratios, of each batch to hide, and last of all samples."""
     spread_v: Tensor
     """Their standard deviation."""
 
@@ -141,29 +140,33 @@ class Contrasted(Encoder):
         own_nk = F.one_hot(distance_nk.argmin(1), len(self.centre_kf)).to(x_nf)
         return torch.cat([x_nf, own_nk.unflatten(0, x_nf.shape[:-1])], -1)
 
-    def plain(self, pooled_shv: Tensor, log_sum_sh: Tensor) -> Tensor:
-        """Mean of the features and centred log-ratio of the clusters (pseudocount 1), not standardised; shape (samples, values)."""
-        mean_sf, share_sk = pooled_shv[:, 0].split([self.n_features, len(self.centre_kf)], 1)
-        log_sk = (share_sk * log_sum_sh[:, :1].exp() + 1).log()
+    def plain(self, mean_sv: Tensor) -> Tensor:
+        """From means of values to the mean of the features and the centred log-ratio of the clusters, shape (samples, values).
+
+        Log-ratios are as of ``LOG_RATIO_CELLS`` cells and one more of each cluster, whatever the number of cells: views have fewer than
+        samples have.
+        """
+        mean_sf, share_sk = mean_sv.split([self.n_features, len(self.centre_kf)], 1)
+        log_sk = (LOG_RATIO_CELLS * share_sk + 1).log()
         return torch.cat([mean_sf, log_sk - log_sk.mean(1, keepdim=True)], 1) if len(self.centre_kf) else mean_sf
 
-    def standardised(self, pooled_shv: Tensor, log_sum_sh: Tensor) -> Tensor:
-        """:meth:`plain` in units of the training samples."""
-        return (self.plain(pooled_shv, log_sum_sh) - self.level_v) / self.spread_v
+    def standardised(self, pooled_shv: Tensor, batch_s: Tensor) -> Tensor:
+        """:meth:`plain` of all cells in units of the training samples, less the mean of the sample's batch if batches are to be hidden."""
+        return (self.plain(pooled_shv[:, 0]) - self.level_bv[batch_s]) / self.spread_v
 
-    def project(self, pooled_shv: Tensor, log_sum_sh: Tensor) -> Tensor:
+    def project(self, pooled_shv: Tensor, log_sum_sh: Tensor, batch_s: Tensor) -> Tensor:
         """Vector of unit length, which the contrast sees."""
         heads_shf = (pooled_shv[:, 1:] - pooled_shv[:, :1])[..., : self.n_features]
         learned = heads_shf.flatten(1), log_sum_sh[:, 1:] - log_sum_sh[:, :1]
-        return F.normalize(self.projector(torch.cat([self.standardised(pooled_shv, log_sum_sh), *learned], 1)), dim=1)
+        return F.normalize(self.projector(torch.cat([self.standardised(pooled_shv, batch_s), *learned], 1)), dim=1)
 
-    def embedding(self, pooled_shv: Tensor, log_sum_sh: Tensor) -> Tensor:
+    def embedding(self, pooled_shv: Tensor, log_sum_sh: Tensor, batch_s: Tensor) -> Tensor:
         """Standardised mean and log-ratios beside the vector, each of length about 1; shape (samples, values + dimensions).
 
         What goes into a projection keeps what the contrast of a few samples would give up, as is known from images (Chen et al. 2020).
         """
-        own = self.standardised(pooled_shv, log_sum_sh) / self.n_values**0.5
-        return torch.cat([own, self.project(pooled_shv, log_sum_sh)], 1)
+        own = self.standardised(pooled_shv, batch_s) / self.n_values**0.5
+        return torch.cat([own, self.project(pooled_shv, log_sum_sh, batch_s)], 1)
 
 
 class Told(Encoder):
@@ -181,7 +184,7 @@ class Told(Encoder):
         """What the network reads."""
         return self.read(x_nf)
 
-    def forward(self, x_sof: Tensor, mask_so: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x_sof: Tensor, mask_so: Tensor, batch_s: Tensor) -> tuple[Tensor, Tensor]:
         """As any encoder, without the even head, which it has no use for."""
         scores_soh = self.pooling.scores(x_sof, mask_so)
         noise_soh = gumbel_noise(scores_soh) if self.pooling.gumbel and self.training else None
@@ -189,13 +192,13 @@ class Told(Encoder):
         pooled_shv = pool(self.value(x_sof), w_soh)
         return F.normalize(self.projector(pooled_shv.flatten(1)), dim=1), w_soh
 
-    def project(self, pooled_shv: Tensor, log_sum_sh: Tensor) -> Tensor:
+    def project(self, pooled_shv: Tensor, log_sum_sh: Tensor, batch_s: Tensor) -> Tensor:
         """Vector of unit length, which the heads of the tasks see."""
         return F.normalize(self.projector(pooled_shv[:, 1:].flatten(1)), dim=1)
 
 
 class SampleCLR(nn.Module):
-    """The encoders, the heads and the adversaries.
+    """The encoders and the heads.
 
     Parameters
     ----------
@@ -210,7 +213,7 @@ class SampleCLR(nn.Module):
     n_networks
         Networks for the tasks, each trained without a part of the donors.
     n_batches
-        Batches to hide; fewer than two need no adversary.
+        Batches to hide; 0 or 1 for none.
     n_genes
         Genes that the features are principal components of; 0 where features are given.
     n_clusters
@@ -234,34 +237,25 @@ class SampleCLR(nn.Module):
         self.config, self.kinds, self.weights = config, tuple(kinds), tuple(weights)
         self.on: int | None = None
         """The network for the tasks that is trained; None: the encoder of the contrast."""
-        size = PRESETS[config.preset]
         self.register_buffer("mean_g", torch.zeros(n_genes))
         self.register_buffer("components_gf", torch.zeros(n_genes, n_features))
         self.register_buffer("centre_f", torch.zeros(n_features))
         self.register_buffer("scale_f", torch.ones(n_features))
-        self.encoder = Contrasted(config, n_features, n_clusters)
+        self.encoder = Contrasted(config, n_features, n_clusters, n_batches)
+        self.hides = n_batches > 1
         n_latent = self.encoder.n_latent
         self.told = nn.ModuleList(Told(config, n_features) for _ in range(n_networks))
         self.heads = nn.ModuleList(nn.ModuleList(nn.Linear(n_latent, n) for n in outputs) for _ in self.told)
         for number, n in enumerate(outputs):
             self.register_buffer(f"balance_{number}", torch.ones(n))
-        hidden = n_batches > 1 and config.batch_weight > 0
-        self.adversaries = nn.ModuleList(head(n_latent, size.n_hidden, n_batches, 2) for _ in range(n_networks + 1)) if hidden else None
 
     centre_f: Tensor
     scale_f: Tensor
 
     def groups(self, lr: float) -> list[dict[str, Any]]:
-        """What this stage trains: an encoder with its heads, and an adversary, which must keep up with it and so learns faster."""
+        """What this stage trains: an encoder, and the heads that belong to it."""
         trained = [self.encoder] if self.on is None else [self.told[self.on], self.heads[self.on]]
-        groups: list[dict[str, Any]] = [{"params": [p for part in trained for p in part.parameters()], "lr": lr}]
-        if self.adversaries is not None:
-            groups.append({"params": list(self._adversary().parameters()), "lr": ADVERSARY_RATE * lr})
-        return groups
-
-    def _adversary(self) -> nn.Module:
-        assert self.adversaries is not None
-        return self.adversaries[0 if self.on is None else self.on + 1]
+        return [{"params": [p for part in trained for p in part.parameters()], "lr": lr}]
 
     def standard(self, x_nf: Tensor) -> Tensor:
         """Features in units of the training cells; any leading axes."""
@@ -281,11 +275,11 @@ class SampleCLR(nn.Module):
     def _views(self, batch: SampleBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Vectors of both views, and the weights of the cells of both."""
         encoder = self.encoder if self.on is None else self.told[self.on]
-        z_sd, w_soh = encoder(self.standard(batch.views.x_sof), batch.views.mask_so)
+        z_sd, w_soh = encoder(self.standard(batch.views.x_sof), batch.views.mask_so, batch.batch_s.repeat(2))
         return (*z_sd.chunk(2), w_soh)
 
     def loss(self, batch: SampleBatch, anneal: float = 1.0) -> Terms:
-        """The contrast, or that by labels and the tasks' losses; diversity of the heads of attention; the adversary's, by ``anneal``."""
+        """The contrast, or that by labels and the tasks' losses; diversity of the heads of attention; what tells batches."""
         a_sd, b_sd, w_soh = self._views(batch)
         if self.on is None:
             parts, weighted = {"contrastive": self._contrast(a_sd, b_sd, batch)}, {"contrastive": 1.0}
@@ -295,10 +289,8 @@ class SampleCLR(nn.Module):
         if self.config.diversity and w_soh.shape[2] > 1:
             parts["diversity"] = diversity(w_soh)
             weighted["diversity"] = self.config.diversity
-        if self.adversaries is not None:
-            weight = dann(anneal, self.config.batch_weight)
-            told = self._adversary()(reverse(torch.cat([a_sd, b_sd]), weight))
-            parts["adversary"], weighted["adversary"] = class_loss(told, batch.batch_s.repeat(2)), 1.0
+        if self.hides:
+            parts["batches"], weighted["batches"] = between(a_sd, b_sd, batch.batch_s), dann(anneal, self.config.batch_weight)
         loss = torch.stack([weight * parts[name] for name, weight in weighted.items()]).sum()
         monitors = {**(collapse(a_sd, b_sd) if self.on is None else {}), "ess": ess(w_soh).mean()}
         return Terms(loss, {name: part.detach() for name, part in {**parts, **monitors}.items()}, (a_sd + b_sd).detach() / 2)

@@ -1,16 +1,15 @@
-"""Networks on top of a sample's vector: a residual body, small heads for what is predicted, and an adversary's reversed gradient."""
+"""Networks on top of a sample's vector: a residual body and small heads for what is predicted, and their losses."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from sctool.errors import SctoolError
 
@@ -69,31 +68,6 @@ def head(n_in: int, n_hidden: int, n_out: int, n_layers: int, norm: bool = False
 def _check_layers(n_layers: int) -> None:
     if n_layers < 1:
         raise SctoolError(f"a network of {n_layers} layers", hint="1 or more")
-
-
-class GradientReversal(torch.autograd.Function):
-    """The identity, whose gradient is multiplied by ``-weight``."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: float) -> Tensor:
-        """Return x."""
-        ctx.weight = weight
-        return x.view_as(x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """Reverse the gradient."""
-        return -ctx.weight * grad, None
-
-
-def reverse(x: Tensor, weight: float) -> Tensor:
-    """The identity; what is trained below it climbs the loss above it, ``weight`` times.
-
-    Between an embedding and a head that predicts the batch this trains the head to find the batch and the embedding to hide it (Ganin
-    et al. 2016, arXiv 1505.07818).
-    """
-    return GradientReversal.apply(x, weight)
 
 
 def dann(progress: float, most: float) -> float:

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from sctool.data.minibatch import CellStore
+from sctool.data.prepare import default_epochs
 from sctool.data.samplers import AdaptiveResampler, UniformSampler, WeightedSampler, balanced_weights
 from sctool.engine.device import choose_device, in_chunks
-from sctool.data.prepare import default_epochs
 from sctool.engine.samplers import make_sampler
 from sctool.engine.trainer import Trainer
 from sctool.errors import Interrupted, SctoolError

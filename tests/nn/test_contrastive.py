@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sctool.errors import SctoolError
-from sctool.nn.contrastive import collapse, info_nce, predicted_and_target, target_summary, xsample, xsample_bce
+from sctool.nn.contrastive import between, collapse, info_nce, predicted_and_target, target_summary, xsample, xsample_bce
 from tests.conftest import VECTORS
 
 LOSSES = np.load(VECTORS / "samples_contrastive_losses.npz")
@@ -185,3 +185,17 @@ def test_collapse_of_known_embeddings():
 def test_mistakes_are_said(call, says):
     with pytest.raises(SctoolError, match=says):
         call()
+
+
+def test_what_tells_batches_is_the_variance_between_them():
+    rng = np.random.default_rng(0)
+    a_sd, b_sd = (torch.as_tensor(rng.normal(size=(6, 3))) for _ in range(2))
+    batch_s = torch.tensor([0, 1, 0, 1, -1, 1])
+    wanted = []
+    for z_sd in (a_sd.numpy(), b_sd.numpy()):
+        own = z_sd[[0, 2, 1, 3, 5]]
+        means = np.array([own[:2].mean(0)] * 2 + [own[2:].mean(0)] * 3)
+        wanted.append(np.square(means - own.mean(0)).sum(1).mean())
+    assert float(between(a_sd, b_sd, batch_s)) == pytest.approx(np.mean(wanted))
+    assert float(between(a_sd, a_sd.clone(), torch.zeros(6, dtype=torch.long))) == pytest.approx(0)
+    assert float(between(a_sd, b_sd, torch.full((6,), -1))) == 0

