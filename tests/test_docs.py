@@ -22,7 +22,7 @@ def test_pages_have_commands():
     assert all(blocks(page) for page in PAGES)
 
 
-LONG = ("adaptive-resampling.md", "integrate.md", "scgen.md")
+LONG = ("adaptive-resampling.md", "integrate.md", "perturbation.md", "samples.md", "scgen.md")
 
 
 @pytest.mark.parametrize("page", [pytest.param(page, marks=[pytest.mark.slow] * (page.name in LONG), id=page.name) for page in PAGES])
@@ -31,6 +31,7 @@ def test_commands_of_a_page(page, small, tmp_path):
     (tmp_path / "config.yaml").write_text(
         "train: {epochs: 2}\nthreads: 1\nintegrate: {finetune_epochs: 2, score: false}\ndiffusion: {train_steps: 20}\n"
         "data: {n_top_genes: 300}\nnovelty: {n_components: 10}\n"
+        "sampleclr: {permutations: 5}\n"
         "classify: {inner_folds: 2, rf: {n_estimators: 20}, xgb: {max_rounds: 20, eta: 0.3}}\n"
     )
     a = small.copy()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
 from sctool.artifacts.atomic import atomic_file
-from sctool.bench.sample_importance import ByType, effects_by_type, importance_blocks, importance_tests
+from sctool.bench.sample_importance import ByType, importance_blocks, importance_tests
 from sctool.data.cohort import OWN, Cohort, Task, text
 from sctool.engine.samples import Blocks, Embedded, Seen
 
@@ -37,8 +37,11 @@ def distances_table(cohort: Cohort, z_sd: NDArray[np.float32]) -> pd.DataFrame:
     return table
 
 
-def answer_columns(task: Task, values_sc: NDArray[np.float64]) -> pd.DataFrame:
-    """``prediction`` and, of classes and levels, ``p_NAME`` of each; of levels also ``expected``, the mean level."""
+def answer_columns(task: Task, values_sc: NDArray[np.float64], share_c: NDArray[np.float64] | None = None) -> pd.DataFrame:
+    """``prediction`` and, of classes and levels, ``p_NAME`` of each; of levels also ``expected``, the mean level.
+
+    A class is called where it is most probable beside its frequency ``share_c``, so that a rare one is called at all.
+    """
     if task.kind == "regression":
         return pd.DataFrame({"prediction": values_sc[:, 0]})
     known = np.asarray(np.isfinite(values_sc).all(1))
@@ -47,7 +50,7 @@ def answer_columns(task: Task, values_sc: NDArray[np.float64]) -> pd.DataFrame:
         above_sk = 1 - np.cumsum(values_sc, 1)[:, :-1]
         best = (above_sk > 0.5).sum(1)
     else:
-        best = np.where(known.reshape(-1, 1), values_sc, 0).argmax(1)
+        best = (np.where(known.reshape(-1, 1), values_sc, 0) / (1 if share_c is None else share_c)).argmax(1)
     table = pd.DataFrame({"prediction": np.where(known, order[best], "")})
     if task.kind == "ordinal":
         table["expected"] = values_sc @ np.arange(len(order))
@@ -57,9 +60,21 @@ def answer_columns(task: Task, values_sc: NDArray[np.float64]) -> pd.DataFrame:
 
 
 def write_importance(
-    folder: Path, module: Any, seen: Seen, blocks: Blocks, cohort: Cohort, tasks: Sequence[Task], rng: np.random.Generator
+    folder: Path,
+    module: Any,
+    seen: Seen,
+    blocks: Blocks,
+    cohort: Cohort,
+    rng: np.random.Generator,
+    tasks: Sequence[Task] = (),
+    evidence: pd.DataFrame | None = None,
 ) -> float | None:
     """Write ``cell_importance.csv.gz`` and, with cell types, ``importance_by_celltype.csv`` and ``importance_tests.csv``.
+
+    Parameters
+    ----------
+    tasks, evidence
+        What types of cells add to the answers for held-out donors, where there are any: :func:`evidence_by_type`.
 
     Returns
     -------
@@ -81,8 +96,8 @@ def write_importance(
                 by_type.add(block)
     if by_type is not None:
         table = by_type.table()
-        if seen.told:
-            table = table.merge(effects_by_type(module, seen, blocks, cohort, tasks), on=["sample", "cell_type"], how="left")
+        if evidence is not None:
+            table = table.merge(evidence, on=["sample", "cell_type"], how="left")
         table.to_csv(folder / "importance_by_celltype.csv", index=False)
-        importance_tests(table, rng).to_csv(folder / "importance_tests.csv", index=False)
+        importance_tests(table, tasks, rng).to_csv(folder / "importance_tests.csv", index=False)
     return float(np.mean(agreement)) if agreement else None

@@ -33,12 +33,16 @@ class SampleFold:
         Which repeat, and which fold of it.
     train_s, test_s
         Masks of samples. Those without a truth may be trained on, for what needs none, and are never tested.
+    shared
+        Whether folds share out one population, whose class frequencies are then known of every fold. Those of a study held out, or of what
+        a column calls ``test``, are not known beforehand.
     """
 
     repeat: int
     name: str
     train_s: Mask
     test_s: Mask
+    shared: bool = True
 
 
 def parse_sample_cv(said: str) -> tuple[str, int]:
@@ -135,7 +139,7 @@ def _one_at_a_time(cohort: Cohort, kind: str, config: Config, tested_s: Mask) ->
     names = sorted(set(of_s[tested_s].tolist()))
     if len(names) < 2:
         raise SctoolError(f"--cv {config.sampleclr.cv}: there is one {kind}", "give --cv auto, which holds out donors")
-    return [_fold(cohort, 0, f"{kind} {name}", tested_s & (of_s == name)) for name in names]
+    return [_fold(cohort, 0, f"{kind} {name}", tested_s & (of_s == name), shared=kind == "donor") for name in names]
 
 
 def _by_column(cohort: Cohort, key: str, tested_s: Mask) -> SampleFold:
@@ -153,7 +157,7 @@ def _by_column(cohort: Cohort, key: str, tested_s: Mask) -> SampleFold:
         raise SctoolError(
             f"--cv column:{key}: {len(both)} donors are on both sides, e.g. {min(both)}", "put all samples of a donor on one side"
         )
-    return SampleFold(0, f"column {key}", cohort.usable_s & train_s, tested_s & test_s)
+    return SampleFold(0, f"column {key}", cohort.usable_s & train_s, tested_s & test_s, shared=False)
 
 
 def _spread(
@@ -176,9 +180,9 @@ def _spread(
     raise AssertionError  # the last attempt returned or raised
 
 
-def _fold(cohort: Cohort, repeat: int, name: str, test_s: Mask) -> SampleFold:
+def _fold(cohort: Cohort, repeat: int, name: str, test_s: Mask, *, shared: bool = True) -> SampleFold:
     held = np.isin(cohort.donor_s.astype(str), cohort.donor_s[test_s].astype(str))
-    return SampleFold(repeat, name, cohort.usable_s & ~held, test_s)
+    return SampleFold(repeat, name, cohort.usable_s & ~held, test_s, shared)
 
 
 def _rarest(cohort: Cohort, task: Task, truth_s: NDArray[Any], rows: NDArray[Any], kind: str) -> int:

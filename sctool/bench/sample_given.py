@@ -247,7 +247,7 @@ def embedding_names(paths: Sequence[Path]) -> list[str]:
 
 
 def of_table(table: pd.DataFrame, config: Config, path: Path) -> Cohort:
-    """A cohort of samples without cells.
+    """A cohort of samples without cells; their number is NaN where the table does not say it.
 
     Raises
     ------
@@ -263,7 +263,7 @@ def of_table(table: pd.DataFrame, config: Config, path: Path) -> Cohort:
     key = settings.donor_key or ("donor" if "donor" in table else None)
     samples = table.index.to_numpy(object)
     donor_s = _donors(text(table[key]), samples, f"{key!r} of {path}") if key else samples
-    rows = pd.DataFrame({"sample": samples, "donor": donor_s, "n_cells": 1.0})
+    rows = pd.DataFrame({"sample": samples, "donor": donor_s, "n_cells": np.nan})
     if "n_cells" in table:
         rows["n_cells"] = pd.to_numeric(table["n_cells"], errors="coerce").to_numpy(np.float64)
         bad = np.flatnonzero(~(rows["n_cells"] >= 0))

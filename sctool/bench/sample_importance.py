@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from sctool.bench.sample_folds import SampleFold
 from sctool.data.cohort import Cohort, Task
-from sctool.engine.sample_importance import cell_weights, type_effects
+from sctool.engine.sample_importance import cell_weights
 from sctool.engine.samples import Blocks, Seen
 
 FEWEST_DONORS = 3
@@ -70,50 +72,85 @@ class ByType:
         return table
 
 
-def effects_by_type(module: Any, seen: Seen, blocks: Blocks, cohort: Cohort, tasks: Sequence[Task]) -> pd.DataFrame:
-    """``sample, cell_type, effect_...``: what leaving a type out takes from the answer, mean over networks.
+def evidence_by_type(
+    cohort: Cohort, tasks: Sequence[Task], effects: Callable[[SampleFold, Task], NDArray[np.float64]], folds: Sequence[SampleFold]
+) -> pd.DataFrame:
+    """What the cells of a type add to the answer for samples of donors that the networks did not see.
 
-    Of two classes the second's, of levels the mean over thresholds, of a number in its standard deviations.
-    """
-    assert cohort.types_n is not None
-    names, code_n = np.unique(cohort.types_n.astype(str), return_inverse=True)
-    if names[0] == "":
-        names, code_n = names[1:], code_n - 1
-    n_types = len(names)
-    found = [type_effects(module, one, number, blocks, code_n, n_types) for number, one in enumerate(seen.told)]
-    table = pd.DataFrame({"sample": np.repeat(cohort.samples, n_types), "cell_type": np.tile(names, len(cohort))})
-    for number, task in enumerate(tasks):
-        mean_sto = np.mean([one[number] for one in found], axis=0)
-        if task.kind == "class":
-            shown = list(enumerate(task.order))
-            for output, name in shown[1:] if len(shown) == 2 else shown:
-                table[f"effect_{task.column}_{name}"] = mean_sto[..., output].ravel()
-        else:
-            table[f"effect_{task.column}"] = mean_sto.mean(2).ravel()
-    return table
-
-
-def importance_tests(by_type: pd.DataFrame, rng: np.random.Generator, draws: int = 2000) -> pd.DataFrame:
-    """Whether donors agree that a type counts more or less than its share: the donor, not the cell, is what is drawn.
+    Parameters
+    ----------
+    effects
+        Of the networks of a fold for a task: answer with all cells less that without those of the type, shape (samples, types, outputs).
 
     Returns
     -------
-    ``cell_type, mean_enrichment, low, high, p, q, n_donors``: mean over donors with its 95 % bootstrap interval, p of Wilcoxon's signed
-    rank test of the log enrichment against 0, q by Benjamini and Hochberg.
+    ``sample, cell_type``; for each task ``effect_...`` (of two classes the second, of levels the mean over thresholds, of a number in
+    standard deviations) and ``evidence_TASK``: the effect on the true class's logit, or towards the true level; none of numbers.
+    """
+    names, _ = cohort.types()
+    table = pd.DataFrame({"sample": np.repeat(cohort.samples, len(names)), "cell_type": np.tile(names, len(cohort))})
+    for task in tasks:
+        made = np.full((len(cohort), len(names), task.n_outputs), np.nan)
+        for fold in folds:
+            made[fold.test_s] = effects(fold, task)[fold.test_s]
+        truth_s = task.encode(cohort.table[task.column])
+        known = np.flatnonzero(np.isfinite(truth_s))
+        evidence_st = np.full(made.shape[:2], np.nan)
+        if task.kind == "class":
+            evidence_st[known] = made[known, :, truth_s[known].astype(int)]
+            shown = list(enumerate(task.order))
+            for output, name in shown[1:] if len(shown) == 2 else shown:
+                table[f"effect_{task.column}_{name}"] = made[..., output].ravel()
+        else:
+            table[f"effect_{task.column}"] = made.mean(2).ravel()
+            if task.kind == "ordinal":
+                above_sk = np.where(truth_s[known, None] > np.arange(task.n_outputs), 1.0, -1.0)
+                evidence_st[known] = (made[known] * above_sk[:, None]).mean(2)
+        if task.kind != "regression":
+            table[f"evidence_{task.column}"] = evidence_st.ravel()
+    return table
+
+
+def importance_tests(by_type: pd.DataFrame, tasks: Sequence[Task], rng: np.random.Generator, draws: int = 2000) -> pd.DataFrame:
+    """How much attention donors' cells of a type get, and whether they speak for what is true of donors that were held out.
+
+    That a trained network looks at one type more than at another says nothing of the task: it does with shuffled labels, too. What counts
+    is whether leaving the type out makes the true answer for unseen donors less likely.
+
+    Returns
+    -------
+    ``cell_type, mean_enrichment, low, high, n_donors``: mean over donors with its 95 % bootstrap interval. With classes or levels also
+    ``task, effect, effect_low, effect_high, effect_p, effect_q``: mean over held-out donors of the evidence for the truth (log-odds), p of
+    Wilcoxon's signed rank test, one-sided, q by Benjamini and Hochberg over the types of a task; a row for each task.
     """
     from scipy.stats import false_discovery_control, wilcoxon
 
-    rows = []
+    tested = [task.column for task in tasks if f"evidence_{task.column}" in by_type]
+    rows: list[dict[str, Any]] = []
     for name, part in by_type.groupby("cell_type", sort=True):
-        donors = part.groupby("donor")["enrichment"].mean().to_numpy()
-        drawn = donors[rng.integers(len(donors), size=(draws, len(donors)))].mean(1)
-        logs = np.log(np.maximum(donors, 1e-12))
-        p = float(wilcoxon(logs).pvalue) if len(donors) >= FEWEST_DONORS and np.any(logs) else np.nan
-        low, high = np.quantile(drawn, [0.025, 0.975])
-        rows.append({"cell_type": name, "mean_enrichment": donors.mean(), "low": low, "high": high, "p": p, "n_donors": len(donors)})
+        looked = _over_donors(part.groupby("donor")["enrichment"].mean().to_numpy(), rng, draws)
+        row = {"cell_type": name, "mean_enrichment": looked[0], "low": looked[1], "high": looked[2], "n_donors": part["donor"].nunique()}
+        if not tested:
+            rows.append(row)
+        for column in tested:
+            donors = part.groupby("donor")[f"evidence_{column}"].mean().dropna().to_numpy()
+            enough = len(donors) >= FEWEST_DONORS and np.any(donors)
+            p = float(wilcoxon(donors, alternative="greater").pvalue) if enough else np.nan
+            value, low, high = _over_donors(donors, rng, draws)
+            rows.append({**row, "task": column, "effect": value, "effect_low": low, "effect_high": high, "effect_p": p})
     table = pd.DataFrame(rows)
-    table.insert(5, "q", np.nan)
-    tested = table["p"].notna()
-    if tested.any():
-        table.loc[tested, "q"] = false_discovery_control(table.loc[tested, "p"].to_numpy())
-    return table.sort_values("mean_enrichment", ascending=False, ignore_index=True)
+    if tested:
+        table["effect_q"] = np.nan
+        for column in tested:
+            own = (table["task"] == column) & table["effect_p"].notna()
+            if own.any():
+                table.loc[own, "effect_q"] = false_discovery_control(table.loc[own, "effect_p"].to_numpy())
+    return table.sort_values("mean_enrichment", ascending=False, ignore_index=True, kind="stable")
+
+
+def _over_donors(value_d: NDArray[np.float64], rng: np.random.Generator, draws: int) -> tuple[float, float, float]:
+    """Mean and its 95 % bootstrap interval; NaN without donors."""
+    if not len(value_d):
+        return np.nan, np.nan, np.nan
+    drawn = value_d[rng.integers(len(value_d), size=(draws, len(value_d)))].mean(1)
+    return float(value_d.mean()), float(np.quantile(drawn, 0.025)), float(np.quantile(drawn, 0.975))

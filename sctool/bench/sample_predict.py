@@ -22,6 +22,8 @@ from sctool.engine.sample_answers import Blend, probed
 from sctool.engine.sample_query import open_sample_query
 from sctool.engine.samples import Seen, see
 
+SAME = 1e-4
+"""Distance to a training sample below which a sample is that one."""
 FAR = 0.99
 """Quantile of the training samples' distances to their nearest neighbour, beyond which a new one is far from all."""
 
@@ -74,11 +76,14 @@ def predict_samples(
     about = folder.manifest["data"]
     known = read_table(folder.path / "embeddings.csv", dtype={task.column: str for task in query.tasks})
     known_td = known[[key for key in map(str, known) if key[:1] == "e" and key[1:].isdigit()]].to_numpy(np.float32)
-    distance_s = nearest(seen.embedded.embedding_sd, known_td)
+    own_s = known["enough_cells"].to_numpy(bool)
+    distance_s = nearest(seen.embedded.embedding_sd, known_td[own_s])
     tables = embeddings_table(cohort, seen.embedded)
     tables.insert(4, "nearest_training", distance_s)
     tables.insert(5, "far", distance_s > about["reach"])
-    own_s = known["enough_cells"].to_numpy(bool)
+    tables.insert(6, "trained_on", distance_s < SAME)
+    if tables["trained_on"].any():
+        say(f"note: {int(tables['trained_on'].sum())} of {n} samples are samples of training: what is predicted of them is no test")
     blends = {task.column: Blend.from_json(about["blends"][task.column]) for task in query.tasks}
     truth = {task.column: task.encode(known[task.column])[own_s] for task in query.tasks}
 
@@ -92,9 +97,9 @@ def predict_samples(
     parts = []
     for task in query.tasks:
         values_sc = said(seen, task)
-        part = tables[["sample", "donor", "n_cells", "enough_cells", "far"]].copy()
+        part = tables[["sample", "donor", "n_cells", "enough_cells", "far", "trained_on"]].copy()
         part["task"] = task.column
-        part = pd.concat([part, answer_columns(task, values_sc)], axis=1)
+        part = pd.concat([part, answer_columns(task, values_sc, blends[task.column].share_c)], axis=1)
         if draws:
             part["sd"] = np.stack([_spread(task.kind, said(one, task)) for one in again]).std(0)
         parts.append(part)
@@ -106,7 +111,7 @@ def predict_samples(
         if parts:
             predictions.to_csv(partial / "predictions.csv", index=False)
         if importance:
-            write_importance(partial, query.module, seen, query.blocks, cohort, query.tasks, rng)
+            write_importance(partial, query.module, seen, query.blocks, cohort, rng)
         write_json(partial / "metrics.json", {"task": "samples", "kind": "prediction", **figures})
     return tables, predictions
 

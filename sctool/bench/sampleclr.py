@@ -18,6 +18,7 @@ from sctool.bench.evaluation import Evaluation
 from sctool.bench.sample_confounding import confounding
 from sctool.bench.sample_files import distances_table, embeddings_table, write_importance
 from sctool.bench.sample_folds import SampleFold, codes, plain_folds, sample_folds
+from sctool.bench.sample_importance import evidence_by_type
 from sctool.bench.sample_predict import reach
 from sctool.bench.sample_retrieval import Parts, baseline_embeds, retrieval_tables
 from sctool.bench.sample_tables import combined, figures, verdicts
@@ -35,7 +36,8 @@ from sctool.engine.samples import in_blocks, represent, sample_stages, see
 from sctool.engine.trainer import Reporter
 from sctool.models.registry import BUILDERS
 
-PROBED, SUPERVISED, ALONE = "SampleCLR + linear probe", "SampleCLR", "attention alone"
+PROBED, LEARNED = "SampleCLR + linear probe", "its contrast alone + linear probe"
+SUPERVISED, ALONE = "SampleCLR", "attention alone"
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ def train_cohort(
     with result_folder(results, force=force) as partial:
         table.to_csv(partial / "embeddings.csv", index=False)
         distances_table(cohort, seen.embedded.embedding_sd).to_csv(partial / "distances.csv", index=False)
-        stability = write_importance(partial, module, seen, blocks, cohort, tasks, np.random.default_rng(config.seed))
+        stability = write_importance(partial, module, seen, blocks, cohort, np.random.default_rng(config.seed), tasks, test.evidence())
         metrics["importance_stability"] = stability
         for name, one in combined(
             evaluations, retrieval=retrieval, robustness=robustness, confounding=made.confounded, technical=leaks
@@ -203,8 +205,10 @@ class _Test:
         self.parts = Parts(made.cohort, made.config.seed)
         alone = made.config.replaced({"sampleclr.joint_contrast": 0.0, "sampleclr.gumbel": False, "sampleclr.label_smoothing": 0.0})
         given = made.cohort, made.tasks
-        self.networks = FoldNetworks(*given, made.config, self.parts.cells, place, "fold", True, partial(self._count, "SampleCLR"))
-        self.alone = FoldNetworks(*given, alone, {}, place, "alone", False, partial(self._count, "attention alone"))
+        self.first = [fold for fold in made.folds if fold.repeat == 0]
+        close = [fold.train_s for fold in self.first]
+        self.networks = FoldNetworks(*given, made.config, self.parts.cells, close, place, "fold", True, partial(self._count, "SampleCLR"))
+        self.alone = FoldNetworks(*given, alone, {}, (), place, "alone", False, partial(self._count, "attention alone"))
 
     def _count(self, what: str) -> None:
         self.done += 1
@@ -214,6 +218,7 @@ class _Test:
         """Ours, then attention learned from the labels alone, then simple summaries."""
         return [
             Contestant(PROBED, "self-supervised", features=self.networks.embedding),
+            Contestant(LEARNED, "self-supervised", features=self.networks.learned),
             Contestant(SUPERVISED, "supervised", predict=lambda train_s: self.networks.answers(train_s, task)),
             Contestant(ALONE, "baseline", predict=lambda train_s: self.alone.answers(train_s, task)),
             *baseline_contestants(self.made.cohort, self.made.config),
@@ -230,8 +235,14 @@ class _Test:
         batches = Task(key, "class", tuple(map(str, names)))
         return evaluate_samples(made.cohort, batches, contestants, made.folds, made.config).tables["comparison"]
 
+    def evidence(self) -> pd.DataFrame | None:
+        """What types of cells add to the answers for held-out donors; None without types, tasks or folds."""
+        made = self.made
+        if made.cohort.types_n is None or not made.tasks or not self.first:
+            return None
+        return evidence_by_type(made.cohort, made.tasks, lambda fold, task: self.networks.effects(fold.train_s, task), self.first)
+
     def retrieval(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Of the first repeat, in which every sample is held out once."""
-        folds = [fold for fold in self.made.folds if fold.repeat == 0]
         embeds = {PROBED: self.networks.by_part, **baseline_embeds(self.made.cohort, self.parts)}
-        return retrieval_tables(self.made.cohort, embeds, folds, self.parts)
+        return retrieval_tables(self.made.cohort, embeds, self.first, self.parts)

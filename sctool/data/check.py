@@ -181,7 +181,8 @@ def describe(checked: Checked, data: DataConfig, model: str = "scvi") -> list[tu
         kind = checked.matrix.kind if checked.matrix and checked.matrix.source == source else judge(file, source)
         density = file.nnz[source] / max(1, int(np.prod(file.shapes[source])))
         rows.append((source, f"{kind}; {file.stored[source]}, {density:.1%} stored"))
-    rows.append(("read by the model", checked.matrix.source if checked.matrix else "none found"))
+    cohort = _describe_samples(checked) if model == "sampleclr" else []
+    rows += cohort or [("read by the model", checked.matrix.source if checked.matrix else "none found")]
     names = [str(name) for name in file.var.index]
     rows.append(("genes named by", f"{id_type(names)}, like {', '.join(names[:3])}"))
     rows.append(("obsm", ", ".join(file.obsm) or "none"))
@@ -199,4 +200,34 @@ def describe(checked: Checked, data: DataConfig, model: str = "scvi") -> list[tu
             # 12 ms for a step of 128 cells x 2,000 genes x 128 hidden units on one thread of 2024; good to a factor of two.
             seconds = file.n_cells / 128 * 0.012 * genes / 2000
             rows.append(("one epoch of scVI", f"about {seconds:.1f} s on one CPU thread ({genes:,} genes, defaults)"))
+    return rows
+
+
+def _describe_samples(checked: Checked) -> list[tuple[str, str]]:
+    """What is read, the samples and the tasks of a file of samples, as rows of (what, value); none where they could not be made."""
+    from sctool.data.check_samples import CheckedSamples
+
+    if not isinstance(checked, CheckedSamples) or checked.cohort is None:
+        return []
+    cohort = checked.cohort
+    about, size_s = cohort.source.about, cohort.table["n_cells"].to_numpy()
+    rows = [("read by the model", str(about["rep"]) + (f" ({about['expression']})" if about.get("expression") else ""))]
+    donors = len(set(cohort.donor_s.astype(str)))
+    few = int((~cohort.usable_s).sum())
+    rows.append(("samples", f"{len(cohort):,} of {donors:,} donors" + (f"; {few:,} with too few cells" if few else "")))
+    if len(size_s):
+        rows.append(("cells per sample", f"{size_s.min():,} to {size_s.max():,}, median {np.median(size_s):,.0f}"))
+    for task in checked.tasks:
+        truth_s, known_s = cohort.truth(task), cohort.known(task)
+        if task.kind == "regression":
+            values = truth_s[known_s].astype(float)
+            said = f"{len(values):,} samples" + (
+                f", {values.min():g} to {values.max():g}, median {np.median(values):g}" if len(values) else ""
+            )
+        else:
+            codes = task.order if task.kind == "class" else range(len(task.order))
+            counts = [int((known_s & (truth_s == code)).sum()) for code in codes]
+            said = ", ".join(f"{name} {n:,}" for name, n in zip(task.order, counts, strict=True))
+        unknown = int((cohort.usable_s & ~known_s).sum())
+        rows.append((f"task {task.column}", f"{task.kind}: {said}" + (f"; {unknown:,} samples not known" if unknown else "")))
     return rows

@@ -117,6 +117,12 @@ class Cohort:
             self.memo[what] = key, make()
         return self.memo[what][1]
 
+    def types(self) -> tuple[list[str], NDArray[np.int64]]:
+        """Names of the types of cells, and the code of each cell's, -1 where it is missing."""
+        assert self.types_n is not None
+        names, type_n = np.unique(self.types_n.astype(str), return_inverse=True)
+        return (names[1:].tolist(), type_n - 1) if len(names) and names[0] == "" else (names.tolist(), type_n)
+
     def truth(self, task: Task) -> NDArray[Any]:
         """Of each sample: names of classes ("" missing), numbers or levels (NaN missing)."""
         if task.kind == "class":
@@ -137,11 +143,11 @@ def text(values: pd.Series) -> NDArray[Any]:
 
 
 def sample_means(x_nf: NDArray[Any], sample_n: NDArray[np.int64], n_samples: int) -> NDArray[np.float64]:
-    """Mean features of the cells of each sample, shape (samples, features); 0 for samples without cells."""
+    """Mean features of the cells of each sample, summed in double precision, shape (samples, features); 0 for samples without cells."""
     own = np.flatnonzero(sample_n >= 0)
-    pick = sp.csr_matrix((np.ones(len(own), np.float32), (sample_n[own], own)), shape=(n_samples, len(x_nf)))
+    pick = sp.csr_matrix((np.ones(len(own)), (sample_n[own], own)), shape=(n_samples, len(x_nf)))
     n_cells_s = np.bincount(sample_n[own], minlength=n_samples)
-    return np.asarray(pick @ x_nf, np.float64) / np.maximum(n_cells_s, 1)[:, None]
+    return np.asarray(pick @ x_nf) / np.maximum(n_cells_s, 1)[:, None]
 
 
 def sample_table(obs: pd.DataFrame, sample_n: NDArray[np.int64], samples: NDArray[Any]) -> tuple[pd.DataFrame, dict[str, str]]:

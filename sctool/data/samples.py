@@ -100,8 +100,7 @@ def prepare_samples(
         vocabularies["batch"] = Vocabulary.of(column[train_s].dropna())
         codes["batch"] = batch_codes(column, vocabularies["batch"])
     n_batches = len(vocabularies["batch"]) if vocabularies else 0
-    own = [train_s & (codes["batch"] == code) for code in range(n_batches)] + [train_s]
-    level_bv = np.stack([plain_sv[chosen_s].mean(0) for chosen_s in own])
+    level_bv = _levels(plain_sv, codes["batch"], n_batches, cohort.donor_s, train_s)
     centred_sv = plain_sv - level_bv[codes["batch"]]
     spread_v = centred_sv[train_s].std(0)
     initial |= {"encoder.level_bv": level_bv, "encoder.spread_v": np.where(spread_v > 1e-6, spread_v, 1.0)}
@@ -185,6 +184,21 @@ def _plain(x_nf: Matrix, centre_f: Matrix, scale_f: Matrix, centre_kf: Matrix, c
     count_sk = np.bincount(place, minlength=len(cohort) * len(centre_kf)).reshape(len(cohort), -1)
     log_sk = np.log1p(LOG_RATIO_CELLS * count_sk / np.maximum(count_sk.sum(1, keepdims=True), 1))
     return np.hstack([mean_sf, log_sk - log_sk.mean(1, keepdims=True)])
+
+
+def _levels(plain_sv: NDArray[np.float64], batch_s: Rows, n_batches: int, donor_s: NDArray[Any], train_s: Mask) -> NDArray[np.float64]:
+    """Mean of each batch of training samples, drawn towards that of all (the last row) as if two more donors of the batch had that.
+
+    A batch of one donor has the mean of all: what is the batch and what is the donor cannot be told apart.
+    """
+    whole_v = plain_sv[train_s].mean(0)
+    rows = []
+    for code in range(n_batches):
+        own_s = train_s & (batch_s == code)
+        donors = len(set(donor_s[own_s].tolist()))
+        share = donors / (donors + 2) if donors > 1 else 0.0
+        rows.append(whole_v + share * (plain_sv[own_s].mean(0) - whole_v))
+    return np.stack([*rows, whole_v])
 
 
 def batch_codes(column: pd.Series, known: Vocabulary) -> NDArray[np.int64]:

@@ -38,6 +38,14 @@ def averaged(task: Task, answers: Sequence[Floats], weights: Sequence[float]) ->
     return full[:, :-1] - full[:, 1:]
 
 
+def at_shares(p_sc: Floats, share_c: Floats | None) -> Floats:
+    """Probabilities as if all classes were as frequent, to what they are at these frequencies; None leaves them."""
+    if share_c is None:
+        return p_sc
+    weighed_sc = p_sc * share_c
+    return weighed_sc / np.maximum(weighed_sc.sum(1, keepdims=True), 1e-300)
+
+
 def probed(task: Task, train_sd: NDArray[Any], truth_s: Floats, test_sd: NDArray[Any], share_c: NDArray[Any] | None = None) -> Floats:
     """Answers of the linear probe, shape (samples, outputs); NaN for samples without an embedding.
 
@@ -93,7 +101,7 @@ class Blend:
         Parameters
         ----------
         network_ksc
-            Answers of each network for all samples.
+            Answers of each network for all samples, as if all classes were as frequent, as it is trained.
         inner
             Of each network the samples it was trained on and those of other donors.
         share_c
@@ -104,7 +112,7 @@ class Blend:
             held = held[np.isfinite(truth_s[held])]
             if len(held):
                 by_probe = probed(task, embedding_sd[train], truth_s[train], embedding_sd[held], share_c)
-                said.append((answers_sc[held], by_probe, truth_s[held]))
+                said.append((at_shares(answers_sc[held], share_c), by_probe, truth_s[held]))
         if not said:
             return cls(0.5, Calibration(), share_c)
         network, probe, truth = (np.concatenate(parts) for parts in zip(*said, strict=True))
@@ -119,7 +127,8 @@ class Blend:
         """Of any samples: the mean of the networks, beside the probe; NaN for samples without cells."""
         there_s = np.isfinite(probe_sc).all(1)
         made = np.full(probe_sc.shape, np.nan)
-        networks = averaged(task, [one[there_s] for one in network_ksc], [1 / len(network_ksc)] * len(network_ksc))
+        each = [at_shares(one[there_s], self.share_c) for one in network_ksc]
+        networks = averaged(task, each, [1 / len(each)] * len(each))
         made[there_s] = averaged(task, (networks, probe_sc[there_s]), (self.weight, 1 - self.weight))
         if task.kind == "class":
             made[there_s] = self.calibration.proba(np.log(np.maximum(made[there_s], _LEAST)))

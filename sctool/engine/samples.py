@@ -17,6 +17,7 @@ from sctool.data.cohort import Task
 from sctool.data.read import H5ad
 from sctool.data.representation import Given, Representation, open_representation
 from sctool.data.sample_store import even_batches
+from sctool.data.samplers import UniformSampler
 from sctool.data.samples import PreparedSamples
 from sctool.engine.query import open_query
 from sctool.engine.run import Setting, Stage
@@ -74,7 +75,10 @@ def _stage(setting: Setting, name: str, rows: NDArray[np.int64]) -> Stage:
     size = max(2, even_batches(len(rows), train.batch_size))
     epochs = train.epochs if name == "contrastive" else setting.config.sampleclr.task_epochs or train.epochs
     train = train.model_copy(update={"batch_size": size, "epochs": epochs})
-    return Stage(name, setting.module, setting.store, setting.sampler(rows), train, setting.prepared.rows("validation"))
+    # the contrast sees no label, not even by how often a sample is drawn
+    unlabelled = name == "contrastive" and train.sampler == "balanced"
+    sampler = UniformSampler(rows) if unlabelled else setting.sampler(rows)
+    return Stage(name, setting.module, setting.store, sampler, train, setting.prepared.rows("validation"))
 
 
 @dataclass(frozen=True)

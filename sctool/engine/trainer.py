@@ -119,6 +119,7 @@ class Trainer:
         whole = [{"params": list(model.parameters()), "lr": config.lr}]
         groups: list[dict[str, Any]] = model.groups(config.lr) if hasattr(model, "groups") else whole
         self._rates: list[float] = [group["lr"] for group in groups]
+        self._trained: list[Tensor] = [p for group in groups for p in group["params"]]
         self.optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer](
             groups,
             lr=config.lr,
@@ -229,7 +230,7 @@ class Trainer:
             self._look()
         terms.loss.backward()
         if self.config.grad_clip:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+            torch.nn.utils.clip_grad_norm_(self._trained, self.config.grad_clip)
         if self.config.lr_decay == "cosine" or self.config.lr_warmup:
             share = self._share((self._epoch + self._cursor / len(self._rows)) / self.epochs)
             for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):

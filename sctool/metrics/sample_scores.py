@@ -21,6 +21,8 @@ SCORES = {
     "ordinal": ("quadratic_kappa", "spearman", "mae", "balanced_accuracy"),
 }
 """By kind of task; the first says who is ahead."""
+LOWER = frozenset(("mae", "log_loss", "brier", "ece"))
+"""Scores of which the lower is the better."""
 CHANCE = {"auc": 0.5, "r2": 0.0, "spearman": 0.0, "quadratic_kappa": 0.0}
 _BINS = 10
 
@@ -66,7 +68,9 @@ def _by_class(truth_n: NDArray[np.int64], called_n: NDArray[np.int64], classes: 
     }
 
 
-def class_scores(truth_n: NDArray[Any], p_nc: Floats, called_n: NDArray[Any], weight_bn: Floats) -> dict[str, Floats]:
+def class_scores(
+    truth_n: NDArray[Any], p_nc: Floats, called_n: NDArray[Any], weight_bn: Floats, rank_nc: Floats | None = None
+) -> dict[str, Floats]:
     """Scores of ``SCORES["class"]``, each of shape (draws,).
 
     Parameters
@@ -77,11 +81,14 @@ def class_scores(truth_n: NDArray[Any], p_nc: Floats, called_n: NDArray[Any], we
         Probabilities. Of two classes ``auc`` is of the second's; of more, the mean over the classes of each against the rest.
     weight_bn
         Of the samples.
+    rank_nc
+        What samples are ranked by for ``auc``, where it is not the probabilities.
     """
     truth_n, called_n = np.asarray(truth_n, np.int64), np.asarray(called_n, np.int64)
     classes, total_b = p_nc.shape[1], weight_bn.sum(1)
+    rank_nc = p_nc if rank_nc is None else rank_nc
     columns = [1] if classes == 2 else range(classes)
-    auc_cb = np.stack([_auc(truth_n == c, weighted_ranks(p_nc[:, c], weight_bn), weight_bn) for c in columns])
+    auc_cb = np.stack([_auc(truth_n == c, weighted_ranks(rank_nc[:, c], weight_bn), weight_bn) for c in columns])
     own_n = p_nc[np.arange(len(truth_n)), truth_n]
     sure_n, right_n = p_nc.max(1), p_nc.argmax(1) == truth_n
     bin_n = np.clip(np.searchsorted(np.linspace(0, 1, _BINS + 1), sure_n) - 1, 0, _BINS - 1)
@@ -129,13 +136,20 @@ def ordinal_scores(truth_n: NDArray[Any], p_nc: Floats, called_n: NDArray[Any], 
 
 
 def scores_of(
-    kind: str, truth_n: NDArray[Any], values_nc: Floats, called_n: NDArray[Any], weight_bn: Floats | None = None
+    kind: str,
+    truth_n: NDArray[Any],
+    values_nc: Floats,
+    called_n: NDArray[Any],
+    weight_bn: Floats | None = None,
+    rank_nc: Floats | None = None,
 ) -> dict[str, Floats]:
-    """Scores of a task's kind; one draw with all samples once where no weights are given."""
+    """Scores of a task's kind; one draw with all samples once where no weights are given, classes ranked by ``rank_nc`` if it is."""
     weight_bn = np.ones((1, len(truth_n))) if weight_bn is None else weight_bn
     if kind == "regression":
         return regression_scores(truth_n, values_nc[:, 0], weight_bn)
-    return (class_scores if kind == "class" else ordinal_scores)(truth_n, values_nc, called_n, weight_bn)
+    if kind == "ordinal":
+        return ordinal_scores(truth_n, values_nc, called_n, weight_bn)
+    return class_scores(truth_n, values_nc, called_n, weight_bn, rank_nc)
 
 
 @metric(best=1.0)

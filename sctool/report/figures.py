@@ -23,28 +23,33 @@ def training_curves(path: Path, formats: list[str], histories: dict[str, pd.Data
         for name, h in histories.items()
     }
     stages = list(dict.fromkeys(stage for own in parts.values() for stage in own))
+    # A contrast of samples is watched for collapse; its loss is none of single cells.
+    of_samples = any(f"{part}_pairwise_cosine" in h for h in histories.values() for part in ("train", "validation"))
+    unit = "loss" if of_samples else "loss (nats per cell)"
     with figure(path, formats, 5.0 if len(stages) == 1 else 3.8 * len(stages), 3.2, columns=len(stages)) as (_, axes):
         for axis, stage in zip(axes[0], stages, strict=True):
-            _curves(axis, {name: own[stage].dropna(axis=1, how="all") for name, own in parts.items() if stage in own}, stage)
+            _curves(axis, {name: own[stage].dropna(axis=1, how="all") for name, own in parts.items() if stage in own}, stage, unit)
     return saved(path, formats)
 
 
-def _curves(axis: Any, histories: dict[str, pd.DataFrame], stage: str) -> None:
+def _curves(axis: Any, histories: dict[str, pd.DataFrame], stage: str, unit: str) -> None:
     for index, (name, history) in enumerate(histories.items()):
         colour = PALETTE[index % len(PALETTE)]
         alone = bool(stage) and "validation_loss" not in history  # as the diffusion always is
         label = f"{name}, training" if alone else None if index else "training"
         axis.plot(history["epoch"], history["train_loss"], color=colour, alpha=1 if alone else 0.35, lw=1.3 if alone else 1, label=label)
         if "validation_loss" in history:
-            best = int(history["validation_loss"].to_numpy().argmin())
+            best = int(np.nanargmin(history["validation_loss"].to_numpy(float)))
             axis.plot(history["epoch"], history["validation_loss"], color=colour, lw=1.3, label=f"{name}, validation")
             axis.plot(history["epoch"].iloc[best], history["validation_loss"].iloc[best], "o", color=colour, ms=4)
     # The first epochs are far above the rest and would flatten it.
-    values = np.concatenate([h["train_loss"].to_numpy()[min(3, len(h) - 1) :] for h in histories.values()])
-    lows = [h[column].min() for h in histories.values() for column in ("train_loss", "validation_loss") if column in h]
-    room = max(values.max() - min(lows), 1e-6)
-    axis.set_ylim(min(lows) - 0.05 * room, max(values.max(), min(lows)) + 0.05 * room)
-    unit = "weighted squared error of v" if stage == "diffusion" else "loss (nats per cell)"
+    losses = [(h, column) for h in histories.values() for column in ("train_loss", "validation_loss") if column in h]
+    values = np.concatenate([h[column].to_numpy(float)[min(3, len(h) - 1) :] for h, column in losses])
+    high = float(np.nanmax(values)) if np.isfinite(values).any() else 0.0
+    low = min(h[column].min() for h, column in losses)
+    room = max(high - low, 1e-6)
+    axis.set_ylim(low - 0.05 * room, max(high, low) + 0.05 * room)
+    unit = "weighted squared error of v" if stage == "diffusion" else unit
     axis.set(xlabel="epoch", ylabel=unit, title=stage.capitalize() or "Training")
     axis.legend()
 

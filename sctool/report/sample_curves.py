@@ -21,6 +21,7 @@ MONITORS: dict[str, tuple[str, float | None]] = {
     "ess": ("effective number of cells", None),
 }
 _CURVES = 12
+_FEWEST = 5  # samples below which a share is chance
 
 
 def retrieval_bars(path: Path, formats: list[str], table: pd.DataFrame, facts: Facts, samples: int) -> list[Path]:
@@ -49,13 +50,17 @@ def retrieval_bars(path: Path, formats: list[str], table: pd.DataFrame, facts: F
 
 def robustness_curves(path: Path, formats: list[str], table: pd.DataFrame, facts: Facts, samples: int) -> list[Path]:
     """Retrieval and drift of the embedding as fewer cells of each sample are read; baselines grey, each with a mark of its own."""
-    titles = {"retrieval": "other half of the cells found", "drift": "drift from the embedding of all cells", "score": "score"}
+    titles = {"retrieval": "sample found from N of its cells", "drift": "drift from the embedding of all cells", "score": "score"}
+    if "samples" in table:
+        table = table[table["samples"] >= _FEWEST]
     shown = {column: title for column, title in titles.items() if column in table and table[column].notna().any()}
     if not shown:
         return []
     sizes = sorted(set(table["cells"]), key=lambda size: float(size) if _is_number(size) else np.inf)
     names = sorted(dict.fromkeys(table["name"]), key=lambda name: name not in facts.models([name]))[:_CURVES]
     colours, models = facts.colours(names), facts.models(names)
+    labels = [f"{float(size):,.0f}" if _is_number(size) else size for size in sizes]
+    labels = [f"{label}\n{said}" if said else label for label, said in zip(labels, _thinned(table, sizes), strict=True)]
     greys = np.linspace(0.35, 0.75, max(len(names) - len(models), 2))
     with figure(path, formats, 3.5 * len(shown) + 0.6 + inches([short(name, 30) for name in names], 8), 3.2, columns=len(shown)) as (
         fig,
@@ -86,12 +91,25 @@ def robustness_curves(path: Path, formats: list[str], table: pd.DataFrame, facts
                 axis.set_ylim(0, 1)
             elif column == "drift":
                 axis.set_ylim(bottom=0)
-            axis.set_xticks(range(len(sizes)), [f"{float(size):,.0f}" if _is_number(size) else size for size in sizes])
-            axis.set(title=title, xlabel="cells read of each sample")
+            axis.set_xticks(range(len(sizes)), labels)
+            axis.set_title(title + ("\n(nearest of all to its own vector of all cells)" if column == "retrieval" else ""), fontsize=9.5)
+            axis.set_xlabel("N cells read of each sample")
             axis.grid(axis="y", color="#e5e5e5", lw=0.6)
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        fig.legend(handles, labels, loc="outside right upper")
+        fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper")
     return saved(path, formats)
+
+
+def _thinned(table: pd.DataFrame, sizes: list[str]) -> list[str]:
+    """Number of samples at the first size and where it is not half to twice the last written; else nothing."""
+    if "samples" not in table:
+        return [""] * len(sizes)
+    n, said = table.groupby("cells")["samples"].max().reindex(sizes), []
+    last = float("nan")
+    for at, count in enumerate(n):
+        changed = at == 0 or not 0.5 <= count / last <= 2
+        last = count if changed else last
+        said.append(counted(int(count), "sample") if changed else "")
+    return said if any(said[1:]) else [""] * len(sizes)
 
 
 def _is_number(text: str) -> bool:

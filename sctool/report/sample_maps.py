@@ -18,7 +18,7 @@ from sctool.report.sample_look import DISTINCT, GREY, Facts, Goal, clustered, co
 from sctool.report.style import figure
 from sctool.report.umap import umap_xy
 
-FEW = 15  # below, UMAP has no neighbourhoods to keep and a PCA is drawn
+FEW = 200  # below, a UMAP has few neighbourhoods to keep and takes half a minute to compile: principal components are drawn
 _PANELS, _NAMED, _STRIPS = 9, 90, 4
 _MISSING = "missing"
 
@@ -40,12 +40,17 @@ def map_figures(plots: Path, formats: list[str], run: Path, facts: Facts) -> lis
 
 
 def _coordinates(run: Path, table: pd.DataFrame, e_sd: NDArray[Any]) -> tuple[NDArray[Any], tuple[str, str]]:
-    """Two dimensions, shape (samples, 2), and their names. A UMAP is computed once and kept as ``umap.csv``."""
+    """Two dimensions, shape (samples, 2), and their names. Principal components of the standardised embedding, for many samples a UMAP.
+
+    A UMAP is computed once and kept as ``umap.csv``.
+    """
     if len(table) < FEW:
-        u, size, _ = np.linalg.svd(e_sd - e_sd.mean(0), full_matrices=False)
+        sd_d = e_sd.std(0)
+        moved_sd = (e_sd - e_sd.mean(0)) / np.where(sd_d > 1e-12, sd_d, 1)
+        u, size, _ = np.linalg.svd(moved_sd, full_matrices=False)
         share = np.r_[size**2, 0.0] / max(float((size**2).sum()), 1e-12)
         xy = np.c_[u * size, np.zeros(len(u))][:, :2]
-        return xy, (f"PC 1 ({share[0]:.0%})", f"PC 2 ({share[1]:.0%})")
+        return xy, (f"PC 1 ({share[0]:.0%} of the variance)", f"PC 2 ({share[1]:.0%} of the variance)")
     kept = table_of(run / "umap.csv")
     if kept is None or list(kept.get("sample", [])) != list(table["sample"]):
         xy = umap_xy(e_sd)

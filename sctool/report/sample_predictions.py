@@ -123,11 +123,12 @@ def confusions(path: Path, formats: list[str], part: pd.DataFrame, shown: list[s
     names = [short(name, 30) for name in goal.order]
     side = float(np.clip(0.62 * k, 1.9, 9.0))
     size = 8 if k <= 10 else 6
+    wide = max(side, inches([line for text in said.values() for line in text.split("\n")], 9) * 0.86) + 0.25
     lines = max(text.count("\n") for text in said.values()) + 1
     with figure(
         path,
         formats,
-        inches(names) + (max(side, 2.3) + 0.25) * len(shown) + 1.0,
+        inches(names) + wide * len(shown) + 1.3,
         side + inches(names) * 0.7 + 0.16 * lines + 1.0,
         columns=len(shown),
     ) as (fig, axes):
@@ -151,10 +152,11 @@ def confusions(path: Path, formats: list[str], part: pd.DataFrame, shown: list[s
             )
             axis.tick_params(length=0)
             axis.spines[:].set_visible(False)
+            axis.set_anchor("W")  # a title is wider than few classes, and runs to the right
             axis.set_title(said[name], fontsize=9)
             axis.set_xlabel("called (out of fold)")
         axes[0, 0].set_ylabel(f"true {short(goal.column or 'class', 24)} (samples)")
-        fig.colorbar(image, ax=axes[0, -1], label="share of the true class", shrink=0.8, aspect=16)
+        fig.colorbar(image, ax=list(axes[0]), label="share of the true class", shrink=0.8, aspect=16)
     return saved(path, formats)
 
 

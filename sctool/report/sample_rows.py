@@ -78,8 +78,6 @@ def by_sample(path: Path, formats: list[str], own: pd.DataFrame, name: str, goal
                 handles.append(Line2D([], [], marker=marker, ls="", color=colour, label=text))
         if own["repeat"].nunique() > 1:
             handles.append(Line2D([], [], color="#b5b5b5", lw=1.6, label="range over repeats"))
-        if given and len(goal.order) == 2:
-            axis.axvline(0.5, color="black", lw=1, ls=":", zorder=0.5)
         if goal.kind != "regression":
             _brackets(axis, each["true"].to_numpy(), goal)
         if goal.kind == "ordinal":
@@ -87,6 +85,7 @@ def by_sample(path: Path, formats: list[str], own: pd.DataFrame, name: str, goal
             axis.set_xlim(-0.25, len(goal.order) - 0.75)
         elif classes:
             axis.set_xlim(-0.02, 1.02)
+        # No line at 0.5: a class is called at equal shares of the classes, so where right turns to wrong differs between contestants.
         words = "probability of the true class" if given else "share of repeats called right" if classes else f"{short(goal.column, 30)}"
         axis.set_yticks(at, names, fontsize=7)
         axis.set_ylim(len(each) - 0.3, -0.7)

@@ -47,7 +47,8 @@ def sample_figures(plots: Path, formats: list[str], run: Path, metrics: dict[str
         Folder with any of ``embeddings.csv``, ``importance_by_celltype.csv``, ``importance_tests.csv``, ``comparison.csv``,
         ``predictions.csv``, ``retrieval.csv`` and ``robustness.csv``.
     metrics
-        Its ``metrics.json``: ``tasks`` (each with ``column``, ``kind`` and, for ordered levels, ``order``), ``batch_key``, ``study_key``.
+        Its ``metrics.json``: ``tasks`` (each with ``column``, ``kind`` and, for ordered levels, ``order``), ``batch_key``, ``study_key``,
+        ``importance_stability``.
 
     Returns
     -------
@@ -55,7 +56,7 @@ def sample_figures(plots: Path, formats: list[str], run: Path, metrics: dict[str
     """
     facts = facts_of(run, metrics)
     with plt.rc_context(PLAIN):
-        made = map_figures(plots, formats, run, facts) + importance_figures(plots, formats, run, facts)
+        made = map_figures(plots, formats, run, facts) + importance_figures(plots, formats, run, facts, metrics.get("importance_stability"))
         scored = table_of(run / "comparison.csv")
         if scored is not None:
             parts = by_task(scored)

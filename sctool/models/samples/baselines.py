@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sctool.data.clusters import cluster_centres, nearest_centre
-from sctool.data.cohort import Cohort
+from sctool.data.cohort import Cohort, sample_means
 from sctool.errors import SctoolError
 from sctool.models.samples.gloscope import divergences, place
 
@@ -60,8 +60,7 @@ def _counts(code_n: NDArray[np.int64], groups: int) -> Floats:
 
 
 def _means(x_nf: NDArray[Any], code_n: NDArray[np.int64], groups: int) -> Floats:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return sums(x_nf, code_n, groups) / _counts(code_n, groups)[:, None]
+    return np.where(_counts(code_n, groups)[:, None] > 0, sample_means(x_nf, code_n, groups), np.nan)
 
 
 def mean(cohort: Cohort, train_s: Mask, cells_n: Mask | None = None) -> Floats:
@@ -170,7 +169,7 @@ def _discriminants(cohort: Cohort, train_s: Mask) -> Floats:
 
 
 def covariates(cohort: Cohort, train_s: Mask, cells_n: Mask | None = None, columns: Sequence[str] = ()) -> Floats:
-    """Log number of cells, median of each quality column of obs there is, and covariates of samples.
+    """Log number of cells where it is known, median of each quality column of obs there is, and covariates of samples.
 
     Parameters
     ----------
@@ -184,7 +183,9 @@ def covariates(cohort: Cohort, train_s: Mask, cells_n: Mask | None = None, colum
         If a column is not one of samples.
     """
     code_n, n = _codes(cohort, cells_n), len(cohort.samples)
-    made = [np.log1p(_counts(code_n, n))]
+    # metadata without cells may say how many there were, or not (NaN)
+    cells_s = cohort.table["n_cells"].to_numpy(np.float64) if cells_n is None else _counts(code_n, n)
+    made = [np.log1p(cells_s)] if np.isfinite(cells_s).all() else []
     for key in _QC:
         if key in cohort.obs and pd.api.types.is_numeric_dtype(cohort.obs[key]):
             by_sample = pd.Series(cohort.obs[key].to_numpy(np.float64)).groupby(code_n).median()
@@ -202,7 +203,7 @@ def covariates(cohort: Cohort, train_s: Mask, cells_n: Mask | None = None, colum
             continue
         said = values.astype(object).where(values.notna(), "").astype(str).to_numpy(object)
         made += [(said == name).astype(np.float64) for name in sorted(set(said[train_s]) - {""})]
-    return np.stack(made, 1)
+    return np.stack(made, 1) if made else np.zeros((n, 1))
 
 
 def _filled(value_s: Floats, train_s: Mask) -> Floats:

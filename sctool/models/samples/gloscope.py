@@ -14,8 +14,14 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 NEIGHBOURS = 25
-MOST_CELLS = 300
-"""Of a sample whose distances are taken; its density is of all of them."""
+MOST_CELLS, FEWEST_CELLS = 300, 50
+"""Of a sample whose distances are taken: the most, and the fewest where there are many samples."""
+MOST_REFERENCE = 500
+"""Cells of a sample that its density is of."""
+MOST_DISTANCES = 2_000_000_000
+"""Of all cells to all, from which on fewer cells of a sample are asked."""
+MOST_SAMPLES = 300
+"""Beyond which it takes too long."""
 DIMENSIONS = 10
 _BLOCK = 4096
 
@@ -23,12 +29,16 @@ _BLOCK = 4096
 def log_radii(x_nf: Floats, code_n: NDArray[np.int64], samples: int, k: int = NEIGHBOURS, most: int = MOST_CELLS) -> Floats:
     """Mean log distance of each sample's cells (rows) to their k-th nearest cell of each sample (columns), a cell not counting itself.
 
-    Shape (samples, samples). ``k`` falls to the number of cells there are; NaN for samples of fewer than 2 cells.
+    Shape (samples, samples). ``k`` falls to the number of cells there are; NaN for samples of fewer than 2 cells. Of larger samples
+    ``MOST_REFERENCE`` cells are drawn to be neighbours, and of these at most ``most`` whose distances are taken.
     """
     rng = np.random.default_rng(0)
     order = np.argsort(code_n, kind="stable")
     rows = [order[a:b] for a, b in pairwise(np.searchsorted(code_n[order], np.arange(samples + 1)))]
-    asked = [np.sort(rng.choice(own, most, replace=False)) if len(own) > most else own for own in rows]
+    rows = [_drawn(own, MOST_REFERENCE, rng) for own in rows]
+    total = max(1, sum(map(len, rows)))
+    most = min(most, max(FEWEST_CELLS, MOST_DISTANCES // (samples * total)))
+    asked = [_drawn(own, most, rng) for own in rows]
     ask_n = np.concatenate(asked)
     from_n = np.repeat(np.arange(samples), [len(own) for own in asked])
     sizes = np.bincount(from_n, minlength=samples)
@@ -52,15 +62,19 @@ def log_radii(x_nf: Floats, code_n: NDArray[np.int64], samples: int, k: int = NE
     return out
 
 
+def _drawn(own: NDArray[np.int64], most: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    return np.sort(rng.choice(own, most, replace=False)) if len(own) > most else own
+
+
 def divergences(x_nf: NDArray[Any], code_n: NDArray[np.int64], samples: int, k: int = NEIGHBOURS) -> Floats:
     """Symmetrised divergence of each pair of samples, shape (samples, samples), 0 on the diagonal and nowhere below.
 
     ``KL(i|j) = F mean log(r_j(x) / r_i(x)) + log(n_j / (n_i - 1))`` over the cells x of i, with F features and r_s the distance to the k-th
-    nearest cell of s.
+    nearest cell of s; n counts the cells that are drawn of a sample.
     """
     x_nf = np.asarray(x_nf, np.float64)
     log_ss = log_radii(x_nf, code_n, samples, k)
-    n_s = np.bincount(code_n[code_n >= 0], minlength=samples).astype(np.float64)
+    n_s = np.minimum(np.bincount(code_n[code_n >= 0], minlength=samples), MOST_REFERENCE).astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         one_way = x_nf.shape[1] * (log_ss - np.diag(log_ss)[:, None]) + np.log(n_s)[None] - np.log(n_s - 1)[:, None]
     both = np.maximum(one_way + one_way.T, 0)

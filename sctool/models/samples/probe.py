@@ -26,6 +26,8 @@ STRENGTH = 3.0
 SIGNALS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Ratios of signal to noise variance among which ridge regression takes the one of most evidence."""
 NEIGHBOURS = 5
+MOST_BYTES = 128 * 2**20
+"""Of the curvatures of labellings that are fitted at once."""
 _STEPS, _CLOSE, _TINY = 40, 1e-6, 1e-9
 
 
@@ -84,7 +86,18 @@ def logistic(x_sr: Floats, positive_bs: NDArray[Any], strength: float = STRENGTH
     a_sr = np.hstack([x_sr, np.ones((n, 1))])
     penalty_r = np.append(np.full(r, 1 / strength), 1e-6)
     b_br = np.zeros((len(y_bs), r + 1))
-    active = np.flatnonzero(~one_b)
+    # weighted features, their products and what the solver copies
+    at_once = max(1, MOST_BYTES // (8 * (r + 1) * (n + 2 * (r + 1))))
+    chunks = [np.flatnonzero(~one_b)[at : at + at_once] for at in range(0, int((~one_b).sum()), at_once)]
+    for active in chunks:
+        _newton(a_sr, y_bs, w_bs, penalty_r, b_br, active)
+    b_br[one_b, -1] = np.log((found_b1[one_b, 0] + 1) / (n - found_b1[one_b, 0] + 1))
+    return b_br
+
+
+def _newton(a_sr: Floats, y_bs: Floats, w_bs: Floats, penalty_r: Floats, b_br: Floats, active: NDArray[np.int64]) -> None:
+    """Fit the coefficients of some labellings in place."""
+    own_r = np.arange(a_sr.shape[1])
     for _ in range(_STEPS):
         if not len(active):
             break
@@ -92,14 +105,12 @@ def logistic(x_sr: Floats, positive_bs: NDArray[Any], strength: float = STRENGTH
         slope_br = (w_bs[active] * (p_bs - y_bs[active])) @ a_sr + penalty_r * b_br[active]
         curve_bs = w_bs[active] * p_bs * (1 - p_bs)
         hessian_brr = (a_sr.T[None] * curve_bs[:, None]) @ a_sr
-        hessian_brr[:, np.arange(r + 1), np.arange(r + 1)] += penalty_r
+        hessian_brr[:, own_r, own_r] += penalty_r
         step_br = np.linalg.solve(hessian_brr, slope_br[..., None])[..., 0]
         # a damped step: Newton's own may overshoot where labels can be told apart
         step_br *= np.minimum(1.0, 5.0 / np.maximum(np.abs(step_br).max(1, keepdims=True), _TINY))
         b_br[active] -= step_br
         active = active[np.abs(step_br).max(1) > _CLOSE]
-    b_br[one_b, -1] = np.log((found_b1[one_b, 0] + 1) / (n - found_b1[one_b, 0] + 1))
-    return b_br
 
 
 def ridge(x_sr: Floats, y_bs: NDArray[Any]) -> Floats:
@@ -198,7 +209,7 @@ class Probe:
             return self._nearest(train_sr, truth_bs, test_sr, prior_c)
         # the penalty is the same in any rotation, and directions in which training samples do not vary have coefficients of 0
         _, s_r, vt_rf = np.linalg.svd(train_sr, full_matrices=False)
-        vt_rf = vt_rf[s_r > 1e-8 * max(1.0, float(s_r.max(initial=0.0)))]
+        vt_rf = vt_rf[s_r > 1e-8 * max(1.0, float(s_r.max(initial=0.0)))][: max(0, len(train_sr) - 1)]
         train_sr, test_sr = train_sr @ vt_rf.T, test_sr @ vt_rf.T
         one_sr = np.hstack([test_sr, np.ones((len(test_sr), 1))])
         if self.kind == "regression":
@@ -249,4 +260,14 @@ def _levels(above_bsc: Floats) -> Answers:
     above_bsc = np.minimum.accumulate(above_bsc, axis=2)
     edge_bs1 = np.ones((*above_bsc.shape[:2], 1))
     full = np.concatenate([edge_bs1, above_bsc, 0 * edge_bs1], 2)
-    return Answers(full[..., :-1] - full[..., 1:], (above_bsc > 0.5).sum(2).astype(np.float64))
+    return Answers(full[..., :-1] - full[..., 1:], median_level(above_bsc))
+
+
+def median_level(above: Floats) -> Floats:
+    """The level called: as many as are passed with a probability above one half; levels but the last are the last axis."""
+    return (above > 0.5).sum(-1).astype(np.float64)
+
+
+def called_classes(p_sc: Floats, share_c: Floats) -> Floats:
+    """Codes of the classes that are most probable beside their frequency, from probabilities at these frequencies."""
+    return np.divide(p_sc, share_c, out=np.zeros(p_sc.shape), where=share_c > 0).argmax(-1).astype(np.float64)
