@@ -8,17 +8,21 @@ import pytest
 from scipy.spatial.distance import cdist
 from sklearn.linear_model import LogisticRegression, Ridge
 
+from sctool.bench import samples as bench
 from sctool.bench.sample_confounding import confounding
 from sctool.bench.sample_folds import parse_sample_cv, plain_folds
 from sctool.bench.sample_leakage import leakage, leaks
 from sctool.bench.sample_retrieval import Parts, baseline_embeds, retrieval_tables
 from sctool.bench.samples import Contestant, baseline_contestants, evaluate_samples, sample_folds
 from sctool.config import Config
-from sctool.data.cohort import Cohort, Task
+from sctool.data.cohort import Cohort, Task, sample_means
 from sctool.data.representation import Given
 from sctool.errors import SctoolError
+from sctool.metrics.base import METRICS
+from sctool.metrics.sample_scores import LOWER, SCORES
 from sctool.models.samples import baselines
 from sctool.models.samples import gloscope as glo
+from sctool.models.samples import probe as probes
 from sctool.models.samples.baselines import BASELINES, baseline
 from sctool.models.samples.probe import Probe, Scaler, logistic, ridge
 
@@ -152,6 +156,35 @@ def test_gloscope_is_its_formula(rng):
     assert got[0, 2] > 3 * got[0, 1]
 
 
+def test_large_samples_and_many_are_compared_by_some_of_their_cells(rng, monkeypatch):
+    code = np.repeat([0, 1, 2], 400)
+    x = rng.normal(size=(1200, 2)) + np.array([0, 1, 3])[code][:, None]
+    whole = glo.divergences(x, code, 3)
+    monkeypatch.setattr(glo, "MOST_REFERENCE", 200)
+    monkeypatch.setattr(glo, "MOST_DISTANCES", 1)
+    asked = []
+    drawn = glo._drawn
+    monkeypatch.setattr(glo, "_drawn", lambda own, most, rng: asked.append((len(own), most)) or drawn(own, most, rng))
+    part = glo.divergences(x, code, 3)
+    assert asked == [(400, 200)] * 3 + [(200, glo.FEWEST_CELLS)] * 3
+    np.testing.assert_array_equal(part, glo.divergences(x, code, 3))
+    np.testing.assert_allclose(part, whole, rtol=0.4, atol=0.4)
+    assert 0 < part[0, 1] < part[0, 2]
+    made, said = cohort(rng), []
+    monkeypatch.setattr(bench, "MOST_SAMPLES", 13)
+    names = {one.name for one in baseline_contestants(made, QUICK, said.append)}
+    assert "mean" in names
+    assert not any(name.startswith("gloscope") for name in names)
+    assert said[0].startswith("note: the baseline gloscope is left out: it compares all 14 samples")
+
+
+def test_means_are_summed_in_double_precision(rng):
+    x = (10_000 + rng.normal(size=(5000, 2))).astype(np.float32)
+    code = np.append(rng.integers(0, 2, 4999), -1)
+    expected = [x[code == s].astype(np.float64).mean(0) for s in range(2)]
+    np.testing.assert_allclose(sample_means(x, code, 3), [*expected, [0, 0]], rtol=1e-13)
+
+
 def test_samples_are_placed_where_they_were(rng):
     z = rng.normal(size=(12, 3))
     train = np.arange(12) < 9
@@ -175,6 +208,20 @@ def test_probes_are_scikit_learns(rng):
         fits = [Ridge(alpha=1 / ratio).fit(x, target) for ratio in (0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)]
         assert min(np.abs(row[:-1] - fit.coef_).max() + abs(row[-1] - fit.intercept_) for fit in fits) < 1e-8
     assert np.allclose(logistic(x, np.zeros((1, 30)))[0, :-1], 0)  # one class
+
+
+def test_labellings_are_fitted_in_parts(rng, monkeypatch):
+    x, y = rng.normal(size=(30, 5)), rng.integers(0, 2, (9, 30))
+    y[4] = 1
+    whole, sizes, solve = logistic(x, y), [], np.linalg.solve
+    monkeypatch.setattr(probes, "MOST_BYTES", 4 * 8 * 6 * (30 + 2 * 6))
+    monkeypatch.setattr(np.linalg, "solve", lambda a, b: sizes.append(len(a)) or solve(a, b))
+    np.testing.assert_allclose(logistic(x, y), whole, atol=1e-6)
+    assert max(sizes) == 4
+    ranks, fit = [], logistic
+    monkeypatch.setattr(probes, "logistic", lambda x_sr, *given, **more: ranks.append(x_sr.shape[1]) or fit(x_sr, *given, **more))
+    Probe("class").answers(rng.normal(size=(8, 50)), y[:, :8], rng.normal(size=(3, 50)))
+    assert ranks == [7]
 
 
 def test_scaling_makes_dimensions_comparable(rng):
@@ -287,6 +334,11 @@ def test_a_difference_is_found_and_noise_is_not(rng):
     assert auc.loc["coin", "value"] == 0.5
     assert auc.loc["oracle", ["value", "low", "high"]].tolist() == [1, 1, 1]
     assert abs(auc.loc["mean", "null"] - 0.5) < 0.15
+    for score in LOWER & set(told.columns):  # the lower the better
+        own = table.xs(score, level="score")
+        if score != "ece":  # shuffled labels are answered carefully too
+            assert own.loc["mean", "p"] == 0.05 < own.loc["random", "p"]
+        assert own.loc["coin", "against"] == own["value"][own["arm"] == "baseline"].idxmin()
     assert auc["permuted"].to_dict() == {
         "mean": "labels",
         "mean, nearest": "labels",
@@ -307,6 +359,70 @@ def test_a_difference_is_found_and_noise_is_not(rng):
     assert predictions.groupby(["name", "repeat", "sample"]).size().eq(1).all()
     assert (predictions["p_a"] + predictions["p_b"]).to_numpy() == pytest.approx(1)
     assert told.metrics["by_class"]["a"] == {"samples": 16, "donors": 8}
+
+
+def test_every_score_has_its_direction():
+    known = {score for scores in SCORES.values() for score in scores}
+    assert LOWER == {"mae", "log_loss", "brier", "ece"} <= known
+    assert all(METRICS[score].higher_is_better == (score not in LOWER) for score in known & set(METRICS))
+
+
+def uneven(rng):
+    """Two studies of 20 donors each: 15 of 20 of group a in one, 5 in two."""
+    made = cohort(rng, donors=40, shift=0.3)
+    made.table["group"] = np.where(np.arange(40) % 20 < np.where(np.arange(40) < 20, 15, 5), "a", "b")
+    made.table["study"] = np.where(np.arange(40) < 20, "one", "two")
+    made.table.loc[39, "group"] = "a"
+    return made
+
+
+def test_answers_of_its_own_are_called_as_a_probes_are(rng):
+    made = uneven(rng)
+    made.table.loc[20:29, "group"] = "a"
+    z, truth_s = baseline("mean")(made, made.usable_s, None), (made.table["group"] == "b").to_numpy(float)
+    share_c = np.array([1 - truth_s.mean(), truth_s.mean()])
+
+    def as_probe(train_s):
+        return Probe("class").answers(z[train_s], truth_s[None, train_s], z, share_c).values_bsc[0]
+
+    both = [Contestant("probe", "embedding", features=lambda train_s: z), Contestant("own", "supervised", predict=as_probe)]
+    told = evaluate_samples(made, TASK, both, sample_folds(made, TASK, QUICK), QUICK)
+    said = told.tables["predictions"].set_index(["name", "repeat", "sample"])
+    pd.testing.assert_frame_equal(said.loc["probe"].sort_index(), said.loc["own"].sort_index())
+    assert (said["prediction"] != np.where(said["p_b"] > 0.5, "b", "a")).any()  # the commoner class is not preferred
+
+
+def test_frequencies_are_those_in_training_where_a_study_is_held_out(rng):
+    made = uneven(rng)
+    same = [Contestant("nothing", "embedding", features=lambda train_s: np.ones((40, 1)))]
+    same.append(Contestant("own", "supervised", predict=lambda train_s: np.tile([21 / 40, 19 / 40], (40, 1))))
+    for cv, share in (("leave-one-study-out", {"one": 14 / 20, "two": 5 / 20}), ("donors:4", {"one": 19 / 40, "two": 19 / 40})):
+        config = QUICK.replaced({"sampleclr.cv": cv, "sampleclr.study_key": "study"})
+        told = evaluate_samples(made, TASK, same, sample_folds(made, TASK, config), config)
+        said = told.tables["predictions"]
+        study = made.table.set_index("sample")["study"].loc[said["sample"]].map(share)
+        np.testing.assert_allclose(said["p_b"], study, rtol=1e-6)
+        auc = told.tables["comparison"].set_index(["name", "score"])["value"].xs("auc", level="score")
+        assert auc.to_dict() == {"nothing": 0.5, "own": 0.5}  # studies of other frequencies are not ranked by these
+        assert {fold.shared for fold in sample_folds(made, TASK, config)} == {cv == "donors:4"}
+    made.table["part"] = np.where(made.table["study"] == "one", "train", "test")
+    assert not sample_folds(made, TASK, QUICK.replaced({"sampleclr.cv": "column:part"}))[0].shared
+
+
+def test_classes_that_a_fold_of_another_task_lacks_are_told(rng):
+    made, said = cohort(rng), []
+    made.table["second"] = np.where(np.arange(14) == 3, "odd", np.where(np.arange(14) % 2, "x", "y"))
+    made.table["seldom"] = np.where(np.arange(14) < 2, np.array(["x", "y"])[np.arange(14) % 2], None)
+    folds = sample_folds(made, TASK, QUICK)
+    contestants = [c for c in baseline_contestants(made, QUICK) if c.name in ("mean", "mean, nearest")]
+    told = evaluate_samples(made, Task("second", "class", ("odd", "x", "y")), contestants, folds, QUICK, said.append)
+    assert len(said) == 1
+    assert said[0].startswith("note: second: not every fold trains on every class: fold ")
+    assert said[0].count("lacks 'odd'") == 2  # once in each repeat
+    assert np.isfinite(told.scores["balanced_accuracy"]).all()
+    held = [replace(folds[0], train_s=np.arange(14) >= 2, test_s=np.arange(14) < 2), *folds]
+    evaluate_samples(made, Task("seldom", "class", ("x", "y")), contestants, held, QUICK, said.append)
+    assert said[1].startswith("note: seldom is not known of any sample to train on in ")
 
 
 @pytest.mark.parametrize("task", [Task("age", "regression"), Task("group", "ordinal", ("a", "b", "c"))])
@@ -401,10 +517,48 @@ def test_leaked_batches_are_found(rng):
     assert value.loc[("ours", "auc"), "p"] == 0.05
     assert value.loc[("random", "auc"), "p"] > 0.05
     assert len(said) == 1
-    assert said[0].startswith("note: traces of rare are not tested: rare: class 'few' has 2 donors")
+    assert said[0].startswith("note: traces of rare are not tested: rare: 1 of 2 batches have more than 2 donors")
     lines = list(leaks([site, pool]))
     assert lines[0].startswith("ours: site found (auc ")
     assert lines[1].startswith("ours: pool not found (auc ")
+
+
+def test_batches_that_cannot_be_tested_are_left_out(rng):
+    made, said, seen = cohort(rng, donors=16, each=2, shift=1.0), [], []
+    donor = np.arange(32) // 2
+    made.table["own"] = made.donor_s  # every batch is a donor
+    made.table["pool"] = np.where(donor == 5, "single", np.where(donor % 2, "y", "x"))
+    made.table["study"] = np.where(donor < 8, "one", "two")
+    made.table["lab"] = np.where(donor < 8, "l1", np.where(donor < 12, "l2", "l3"))
+    folds = sample_folds(made, TASK, QUICK)
+    ours = [Contestant("ours", "embedding", features=lambda train_s: seen.append(train_s) or made.features(train_s)[:32])]
+    tasks = [
+        Task("own", "class", tuple(sorted(set(made.donor_s)))),
+        Task("pool", "class", ("single", "x", "y")),
+        Task("lab", "class", ("l1", "l2", "l3")),
+    ]
+    pool, _ = leakage(made, tasks, ours, QUICK, said.append, folds)
+    assert all(any(train_s is fold.train_s for fold in folds) for train_s in seen)
+    assert len(seen) == 2 * len(folds)
+    assert said[0].startswith("note: traces of own are not tested: own: donors held out leave no two batches with 2 donors")
+    assert said[1] == "note: traces of pool single of fewer than 2 donors to train on where held out: left out"
+    assert pool.about["order"] == ["x", "y"]
+    assert pool.about["samples"] == 30
+    assert set(pool.tables["predictions"]["truth"]) == {"x", "y"}
+    said.clear()
+    by_study = sample_folds(made, TASK, QUICK.replaced({"sampleclr.cv": "leave-one-study-out", "sampleclr.study_key": "study"}))
+    assert leakage(made, tasks[2:], ours, QUICK, said.append, by_study) == []  # labs are never on both sides
+    assert said[0].startswith("note: traces of lab are not tested")
+    # two of the three donors of a batch in one fold: its samples there are not tested, those of the other fold are
+    made.table["lab"] = np.where(donor < 3, "l1", "l2")
+    two = [replace(folds[0], name=str(k), train_s=donor % 2 != k, test_s=donor % 2 == k) for k in range(2)]
+    said.clear()
+    (lab,) = leakage(made, [Task("lab", "class", ("l1", "l2"))], ours, QUICK, said.append, two)
+    assert said == ["note: lab: 4 of 32 tests of samples are left out, as too few donors of their batch are trained on"]
+    assert lab.about["samples"] == 28
+    (own,) = leakage(made, tasks[1:2], ours, QUICK, said.append)
+    assert said[1] == "note: traces of pool single of no more than 2 donors: left out"
+    assert own.about["order"] == ["x", "y"]
 
 
 def test_confounding_is_told(rng):

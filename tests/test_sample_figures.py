@@ -9,12 +9,19 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
+from sctool.data.check import describe_samples
+from sctool.data.check_samples import CheckedSamples
+from sctool.data.cohort import Cohort, Task
+from sctool.data.representation import Given
 from sctool.report import sample_maps
 from sctool.report.draw import draw_runs
+from sctool.report.figures import training_curves
 from sctool.report.sample_calibration import wilson
-from sctool.report.sample_importance import by_donor
+from sctool.report.sample_curves import robustness_curves
+from sctool.report.sample_importance import _target, by_donor, importance
 from sctool.report.sample_look import Facts, Goal, facts_of, looks_of, natural, short
 from sctool.report.sample_predictions import _coded, _goal, _shown
+from sctool.report.sample_rows import by_sample
 from sctool.report.samples import sample_figures
 
 CLASSES, LEVELS = ["$a$ healthy_control", "NA"], ["mild", "moderate", "severe"]
@@ -98,7 +105,7 @@ def run(tmp_path_factory):
     pd.DataFrame(retrieved).to_csv(run / "retrieval.csv", index=False)
     sizes = [{"name": name, "cells": size, "retrieval": 0.5, "drift": 0.1} for name in METHODS for size in ("1000", "250", "all")]
     pd.DataFrame(sizes).to_csv(run / "robustness.csv", index=False)
-    (run / "metrics.json").write_text(json.dumps({"task": "samples", "tasks": TASKS, "batch_key": "pool"}))
+    (run / "metrics.json").write_text(json.dumps({"task": "samples", "tasks": TASKS, "batch_key": "pool", "importance_stability": 0.31}))
     made = draw_runs([run], ["svg"])
     return run, {path.stem: path.read_text() for path in made}
 
@@ -125,7 +132,12 @@ def test_the_words_of_the_figures_are_those_of_the_tables(run):
     assert "<!-- kappa 0.90 (0.80 to 0.95) -->" in text["predictions-stage"]
     assert "lines: range over 2 repeats" in text["predictions-age"]
     assert all(f"<!-- sample {i} -->" in text["by-sample-condition"] for i in range(12))
-    assert "q &lt; 0.001, n = 8" in text["importance"]
+    assert "n = 8" in text["importance"]
+    assert "q &lt;" not in text["importance"]  # of attention alone: nothing about the target
+    assert "rank correlation between networks 0.31: the networks disagree" in text["importance"]
+    assert "what the type adds to the" in text["importance-effects"]
+    assert "<!-- age (in its standard deviations) -->" in text["importance-effects"]
+    assert "sample found from N of its cells" in text["robustness"]
     assert "fewer than 10 cells" in text["importance"]
     assert "<!-- random -->" not in text["calibration-condition"]  # of the baselines the best alone
     assert "<!-- mean -->" in text["calibration-condition"]
@@ -167,6 +179,8 @@ def test_answers_for_new_samples_carry_their_warnings(tmp_path):
 
 def test_a_umap_is_kept_until_the_samples_change(tmp_path, monkeypatch):
     asked = []
+    assert sample_maps.FEW == 200
+    monkeypatch.setattr(sample_maps, "FEW", 15)
     monkeypatch.setattr(sample_maps, "umap_xy", lambda e_sd: asked.append(len(e_sd)) or e_sd[:, :2])
     for n in (14, 15, 15, 16):
         table = cohort(n, n)
@@ -174,11 +188,87 @@ def test_a_umap_is_kept_until_the_samples_change(tmp_path, monkeypatch):
     assert asked == [15, 16]
 
 
+def test_components_are_of_standardised_columns(tmp_path):
+    e_sd = np.random.default_rng(0).normal(size=(20, 4))
+    e_sd[:, 3] = 7.0  # a column that says nothing
+    xy, names = sample_maps._coordinates(tmp_path, cohort(20), e_sd)
+    again, _ = sample_maps._coordinates(tmp_path, cohort(20), e_sd * [1, 100, 1, 1])
+    assert names[0].startswith("PC 1 (")
+    np.testing.assert_allclose(np.abs(again), np.abs(xy), atol=1e-8)
+    assert np.isfinite(xy).all()
+
+
 def test_donors_count_once():
     rows = [("s1", "d1", "B", 10, 1.0), ("s2", "d1", "B", 90, 3.0), ("s3", "d2", "B", 5, 0.5), ("s4", "d2", "B", 0, np.nan)]
     each = by_donor(pd.DataFrame(rows, columns=["sample", "donor", "cell_type", "n_cells", "enrichment"]))
     assert dict(zip(each["donor"], each["enrichment"], strict=True)) == {"d1": 2.0, "d2": 0.5}
     assert each["n_cells"].to_list() == [100, 5]
+
+
+def test_a_donor_of_two_classes_has_a_point_in_each():
+    rows = [("s1", "d1", "B", 10, 1.0), ("s2", "d1", "B", 90, 3.0), ("s3", "d2", "B", 5, 0.5)]
+    table = pd.DataFrame(rows, columns=["sample", "donor", "cell_type", "n_cells", "enrichment"])
+    each = by_donor(table, {"s1": "ctrl", "s2": "stim"})
+    assert list(zip(each["donor"], each["group"], each["enrichment"], strict=True)) == [
+        ("d1", "ctrl", 1.0),
+        ("d1", "stim", 3.0),
+        ("d2", "", 0.5),
+    ]
+
+
+def test_a_few_per_cent_look_like_a_few_per_cent(tmp_path):
+    """The axis of enrichments spans at least 1/2 to 2, in powers of 2."""
+    table = weighed(cohort()).assign(enrichment=1.04)
+    tests = pd.DataFrame({"cell_type": ["B"], "mean_enrichment": 1.04, "low": 1.0, "high": 1.1, "p": 1e-6, "q": 1e-6, "n_donors": 8})
+    class_of = {f"sample {i}": "ab"[i % 2] for i in range(12)}
+    path = importance(tmp_path / "a", ["svg"], table, ["B"], tests.assign(effect_q=0.02), class_of, ["a", "b"])[0]
+    text = path.read_text()
+    assert all(f"<!-- {tick} -->" in text for tick in ("1/2", "1", "2"))
+    assert "speaks for" in text
+    assert "q = 0.020, n = 8" in text
+
+
+@pytest.mark.parametrize(
+    ("effect", "expected"),
+    [
+        ("effect_age", ("age", "")),
+        ("effect_age_group_old", ("age_group", "old")),
+        ("effect_new_b", ("", "new_b")),
+    ],
+)
+def test_effects_find_their_task(effect, expected):
+    goal, answer = _target(effect, Facts(goals={name: Goal(name, "class") for name in ("age", "age_group")}))
+    assert (goal.column, answer) == expected
+
+
+def test_few_samples_are_left_out_of_robustness(tmp_path):
+    sizes = {"50": 12, "250": 10, "500": 5, "1000": 4}
+    table = pd.DataFrame([{"name": "m", "cells": size, "samples": n, "retrieval": 0.5, "drift": 0.1} for size, n in sizes.items()])
+    text = robustness_curves(tmp_path / "a", ["svg"], table, Facts(), 12)[0].read_text()
+    assert "<!-- 250 -->" in text
+    assert "<!-- 12 samples -->" in text
+    assert "<!-- 10 samples -->" not in text
+    assert "<!-- 5 samples -->" in text
+    assert "1,000" not in text
+
+
+def test_right_and_wrong_are_by_the_call_not_by_half(tmp_path):
+    own = pd.DataFrame({"sample": ["s1", "s2"], "donor": ["d1", "d2"], "repeat": 0, "true": 0, "called": [0, 1], "p_a": [0.3, 0.7]})
+    path = by_sample(tmp_path / "a", ["svg"], own.assign(p_b=1 - own["p_a"]), "m", Goal("x", "class", ("a", "b")))[0]
+    text = path.read_text()
+    assert "called right" in text
+    assert "called wrong" in text
+
+
+def test_a_late_validation_loss_stays_on_the_panel(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("matplotlib.axes.Axes.set_ylim", lambda self, *limits, **_: seen.append(limits))
+    history = pd.DataFrame({"epoch": range(1, 7), "train_loss": 1.0, "validation_loss": [90, 9, 9, 5, 4, np.nan]})
+    training_curves(tmp_path / "a", ["svg"], {"a": history})
+    assert seen[0] == pytest.approx((0.8, 5.2))
+    text = training_curves(tmp_path / "b", ["svg"], {"b": history.assign(train_pairwise_cosine=0.1)})[0].read_text()
+    assert "nats" not in text
+    assert "nats per cell" in (tmp_path / "a.svg").read_text()
 
 
 @pytest.mark.parametrize(("share", "n"), [(0.0, 4), (0.5, 10), (1.0, 7), (0.25, 32)])
@@ -222,3 +312,23 @@ def test_looks_and_names():
     assert sorted(["pool10", "pool2", "pool1"], key=natural) == ["pool1", "pool2", "pool10"]
     assert short("HCA_donor_001_lobe_rep1", 11) == "HCA_d…_rep1"
     assert len(short("x" * 50, 12)) == 12
+
+
+def test_check_describes_samples_and_tasks():
+    table, tasks = (
+        cohort(),
+        [Task("condition", "class", tuple(sorted(CLASSES))), Task("age", "regression"), Task("stage", "ordinal", tuple(LEVELS))],
+    )
+    table.loc[0, "condition"] = ""
+    usable_s = np.arange(12) != 1
+    source = Given(np.zeros((12, 2), np.float32), {"rep": "obsm:X_pca"})
+    made = Cohort(table["sample"].to_numpy(), table["donor"].to_numpy(), np.arange(12), table, pd.DataFrame(), None, source, usable_s)
+    rows = dict(describe_samples(CheckedSamples(None, cohort=made, tasks=tasks)))
+    sizes = table["n_cells"]
+    assert rows["read by the model"] == "obsm:X_pca"
+    assert rows["samples"] == "12 of 8 donors; 1 with too few cells"
+    assert rows["cells per sample"] == f"{sizes.min():,} to {sizes.max():,}, median {sizes.median():,.0f}"
+    assert rows["task condition"] == f"class: {CLASSES[0]} 5, NA 5; 1 not known"
+    assert rows["task age"].startswith("regression: 11 samples, 30 to 68.5, median ")
+    assert rows["task stage"] == "ordinal: mild 5, moderate 3, severe 3"
+    assert describe_samples(CheckedSamples(None)) == []

@@ -96,7 +96,7 @@ def evaluate_embeddings(
             say(f"note: {unknown} of {int(cohort.usable_s.sum())} samples have no value of {task.column} and are not scored on it")
     baselines = baseline_contestants(cohort, config, say)
     if data is None:
-        told = cohort.table["n_cells"].nunique() > 1 or bool(config.sampleclr.covariates)  # of unknown numbers of cells there are none
+        told = cohort.table["n_cells"].nunique() > 1 or bool(config.sampleclr.covariates)
         baselines = [one for one in baselines if one.name == "random" or (one.name == "covariates" and told)]
     contestants = [Contestant(name, "embedding", features=partial(_as_given, x_sd)) for name, x_sd in given.x_sd.items()]
     folds = sample_folds(cohort, tasks[0], config)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
@@ -16,6 +17,7 @@ from sctool.artifacts.atomic import atomic_file
 from sctool.bench.sample_importance import ByType, importance_blocks, importance_tests
 from sctool.data.cohort import OWN, Cohort, Task, text
 from sctool.engine.samples import Blocks, Embedded, Seen
+from sctool.nn.heads import decode_ordinal
 
 
 def embeddings_table(cohort: Cohort, embedded: Embedded, shown: Sequence[str] = ()) -> pd.DataFrame:
@@ -46,9 +48,8 @@ def answer_columns(task: Task, values_sc: NDArray[np.float64], share_c: NDArray[
         return pd.DataFrame({"prediction": values_sc[:, 0]})
     known = np.asarray(np.isfinite(values_sc).all(1))
     order = np.array(task.order, object)
-    if task.kind == "ordinal":  # the level that half of the probability is not above
-        above_sk = 1 - np.cumsum(values_sc, 1)[:, :-1]
-        best = (above_sk > 0.5).sum(1)
+    if task.kind == "ordinal":
+        best = decode_ordinal(torch.as_tensor(1 - np.cumsum(values_sc, 1)[:, :-1]))[0].numpy()
     else:
         best = (np.where(known.reshape(-1, 1), values_sc, 0) / (1 if share_c is None else share_c)).argmax(1)
     table = pd.DataFrame({"prediction": np.where(known, order[best], "")})

@@ -164,6 +164,7 @@ def train_cohort(
         batch_key=config.data.batch_key,
         study_key=config.sampleclr.study_key,
         n_samples=len(cohort),
+        network_weight=test.weights(),
         retrieval={row["name"]: {key: row[key] for key in ("top1", "low", "high", "chance")} for row in retrieval.to_dict("records")},
     )
     with result_folder(results, force=force) as partial:
@@ -176,11 +177,12 @@ def train_cohort(
         ).items():
             one.to_csv(partial / f"{name}.csv", index=False)
         write_json(partial / "metrics.json", metrics)
-    return Trained(folder, evaluations, retrieval, metrics, [*_lines(evaluations, retrieval), *_leaked(leaks)])
+    return Trained(folder, evaluations, retrieval, metrics, [*_lines(evaluations, retrieval, test.weights()), *_leaked(leaks)])
 
 
-def _lines(evaluations: list[Evaluation], retrieval: pd.DataFrame) -> list[str]:
+def _lines(evaluations: list[Evaluation], retrieval: pd.DataFrame, weights: dict[str, float]) -> list[str]:
     lines = verdicts(evaluations)
+    lines += [f"{name}: the networks make up {share:.0%} of the answers, the linear probe the rest" for name, share in weights.items()]
     if len(retrieval):
         own, others = retrieval[retrieval["name"] == PROBED], retrieval[retrieval["name"] != PROBED]
         best = others.iloc[int(others["top1"].to_numpy().argmax())]
@@ -234,6 +236,10 @@ class _Test:
         contestants += [one for one in baseline_contestants(made.cohort, made.config) if one.name == "mean"]
         batches = Task(key, "class", tuple(map(str, names)))
         return evaluate_samples(made.cohort, batches, contestants, made.folds, made.config).tables["comparison"]
+
+    def weights(self) -> dict[str, float]:
+        """Share of the networks in the answers, the rest is the probe's; mean over fits."""
+        return {task.column: float(np.mean(self.networks.weights(task))) for task in self.made.tasks if self.made.folds}
 
     def evidence(self) -> pd.DataFrame | None:
         """What types of cells add to the answers for held-out donors; None without types, tasks or folds."""

@@ -107,9 +107,11 @@ def evaluate_samples(
     Scores are of all samples of a repeat together, each answered in the fold that held it out, and their mean over repeats. Intervals
     come from drawing donors; p from shuffling labels (``permuted``: ``labels``, the probe fitted anew on each shuffle; or ``answers``, for
     contestants with answers of their own, which are too slow to fit so often); differences are against the best baseline, on the same
-    draws of donors. Probabilities are at the class frequencies of the cohort where folds share it out, else (a study held out) at those
-    in training; ranks are not touched by that, and a class is called where it is most probable beside its frequency. Folds balance classes only roughly, so that scores pooled over folds lie a little below chance where there is nothing
+    draws of donors. Folds balance classes only roughly, so that scores pooled over folds lie a little below chance where there is nothing
     to learn (``null``); p takes that into account.
+
+    Probabilities are at the class frequencies of the cohort where folds share it out, else (a study held out) at those in training; ranks
+    are not touched by that, and a class is called where it is most probable beside its frequency.
 
     Parameters
     ----------
@@ -224,9 +226,7 @@ def _own_answers(contestant: Contestant, task: Task, values_sc: Floats, n_output
     return Answers(values_sc[None], called_s[None])
 
 
-def _of_use(
-    folds: Sequence[SampleFold], task: Task, truth_s: Floats, known_s: Mask, say: Callable[[str], None]
-) -> Iterator[SampleFold]:
+def _of_use(folds: Sequence[SampleFold], task: Task, truth_s: Floats, known_s: Mask, say: Callable[[str], None]) -> Iterator[SampleFold]:
     """Folds with samples to test and to fit on; says which have none to fit on, or none of some class (they were made for another task)."""
     empty, lacking = [], []
     for fold in folds:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sctool.cli import options as o
 from sctool.cli.session import Session, evaluation_table, score_table
-from sctool.errors import SctoolError
+from sctool.errors import Interrupted, SctoolError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from sctool.artifacts.model_folder import RunPlace
     from sctool.bench.evaluation import Evaluation
-    from sctool.bench.sampleclr import Trained
+    from sctool.bench.sampleclr import Plan, Trained
 
 _DATA, _MODEL, _TEST = "Data", "Model", "Test"
 SPARE = {"retention": "targets kept", "removal": "batch removed", "total": "total", "replicates": "donors together"}
@@ -96,8 +97,12 @@ def train(
     path = session.data_path(data)
     session.limit_threads()
     from sctool.bench.sampleclr import plan, train_cohort
+    from sctool.engine.sample_prior import check_prior
 
     made_plan = plan(path, session.config, session.say)
+    check_prior(made_plan.cohort, made_plan.config)
+    for note in _idle(flags, made_plan):
+        session.say(f"note: {note}")
     if dry_run:
         session.result(dict(made_plan.rows), [score_table("", ["what", "value"], made_plan.rows, "left")], [])
         return
@@ -110,15 +115,22 @@ def train(
     results, folder = (session.out / part / "sampleclr" / run for part in ("results", "checkpoints"))
     place = RunPlace(folder, resume=session.resume, force=session.force)
     if place.finished and results.exists():
+        _require_same(folder, made_plan)
         session.result({"model": str(folder), "results": str(results)}, [], [f"{folder} is finished already"])
         return
     if not session.resume:
         check_free(results, force=session.force)
     session.say(f"device: {describe_device(choose_device(session.config.device))}")
     silent = session.quiet or session.json
-    with counted(None if silent else session.console) as tick:
-        reporter = None if silent else TerminalReporter(session.console)
-        made = train_cohort(made_plan, place, results, force=session.force or session.resume, reporter=reporter, tick=tick, say=session.say)
+    force = session.force or session.resume
+    try:
+        with counted(None if silent else session.console) as tick:
+            reporter = None if silent else TerminalReporter(session.console)
+            made = train_cohort(made_plan, place, results, force=force, reporter=reporter, tick=tick, say=session.say)
+    except (KeyboardInterrupt, Interrupted) as error:
+        raise _interrupted(error, place, made_plan) from None
+    finally:
+        place.close()
     if plots:
         from sctool.report.draw import draw_runs
 
@@ -244,6 +256,37 @@ def evaluate(
     rows = [[row["name"], *(f"{row[key]:.3f}" if row[key] == row[key] else "-" for key in shown)] for row in made.spare.to_dict("records")]
     tables.append(score_table("nearest samples (SPARE), 0 to 1", ["name", *shown.values()], rows))
     session.result({"results": str(results), **made.metrics}, tables, [*made.lines, str(results)])
+
+
+def _idle(flags: dict[str, Any], made: Plan) -> list[str]:
+    """What was asked for and does nothing."""
+    notes = []
+    if flags["patience"] is not None and not made.config.data.validation:
+        notes.append("--patience does nothing: no donors are set aside to judge by; --set data.validation=0.2 would set a fifth aside")
+    given = [f"--{key.replace('_', '-')}" for key in ("n_hidden", "n_layers") if flags[key] is not None]
+    if given and not made.tasks:
+        said = f"{' and '.join(given)} {'does' if len(given) == 1 else 'do'} nothing"
+        notes.append(f"{said}: only the networks for the tasks have hidden layers, and there is no --task")
+    return notes
+
+
+def _require_same(folder: Path, made: Plan) -> None:
+    """Refuse to take a finished run for one with other settings, or of other data."""
+    from sctool.artifacts.model_folder import open_model
+
+    model = open_model(folder, "sampleclr")
+    model.require_settings(made.config.model_dump(include={"data", "train", "ar", "sampleclr"}), made.config.seed)
+    if model.manifest["data"]["fingerprint"] != made.cohort.fingerprint:
+        raise SctoolError(f"{folder} was trained on other cells or samples", "give another --name, or --force to train it again")
+
+
+def _interrupted(error: BaseException, place: RunPlace, made: Plan) -> Interrupted:
+    """What is kept of a run that was broken off."""
+    if isinstance(error, Interrupted) and error.hint:
+        return error  # of the last network, with its state
+    done = sum(path.name.startswith(("fold", "alone")) for path in place.part.glob("*.safetensors"))
+    total = len(made.folds) * (1 + bool(made.tasks))
+    return Interrupted(f"interrupted; {done} of {total} fits are kept", "give --resume to go on" if place.begun else "")
 
 
 def _numbers(text: str) -> str:

@@ -181,8 +181,10 @@ def describe(checked: Checked, data: DataConfig, model: str = "scvi") -> list[tu
         kind = checked.matrix.kind if checked.matrix and checked.matrix.source == source else judge(file, source)
         density = file.nnz[source] / max(1, int(np.prod(file.shapes[source])))
         rows.append((source, f"{kind}; {file.stored[source]}, {density:.1%} stored"))
-    cohort = _describe_samples(checked) if model == "sampleclr" else []
-    rows += cohort or [("read by the model", checked.matrix.source if checked.matrix else "none found")]
+    if model == "sampleclr":
+        rows += describe_samples(checked)
+    else:
+        rows.append(("read by the model", checked.matrix.source if checked.matrix else "none found"))
     names = [str(name) for name in file.var.index]
     rows.append(("genes named by", f"{id_type(names)}, like {', '.join(names[:3])}"))
     rows.append(("obsm", ", ".join(file.obsm) or "none"))
@@ -203,7 +205,7 @@ def describe(checked: Checked, data: DataConfig, model: str = "scvi") -> list[tu
     return rows
 
 
-def _describe_samples(checked: Checked) -> list[tuple[str, str]]:
+def describe_samples(checked: Checked) -> list[tuple[str, str]]:
     """What is read, the samples and the tasks of a file of samples, as rows of (what, value); none where they could not be made."""
     from sctool.data.check_samples import CheckedSamples
 
@@ -211,7 +213,8 @@ def _describe_samples(checked: Checked) -> list[tuple[str, str]]:
         return []
     cohort = checked.cohort
     about, size_s = cohort.source.about, cohort.table["n_cells"].to_numpy()
-    rows = [("read by the model", str(about["rep"]) + (f" ({about['expression']})" if about.get("expression") else ""))]
+    rep, matrix = str(about["rep"]), str(about.get("expression", about["rep"]))
+    rows = [("read by the model", rep if matrix in (rep, rep.replace(":", "/")) else f"{rep}: {matrix}")]
     donors = len(set(cohort.donor_s.astype(str)))
     few = int((~cohort.usable_s).sum())
     rows.append(("samples", f"{len(cohort):,} of {donors:,} donors" + (f"; {few:,} with too few cells" if few else "")))
@@ -229,5 +232,5 @@ def _describe_samples(checked: Checked) -> list[tuple[str, str]]:
             counts = [int((known_s & (truth_s == code)).sum()) for code in codes]
             said = ", ".join(f"{name} {n:,}" for name, n in zip(task.order, counts, strict=True))
         unknown = int((cohort.usable_s & ~known_s).sum())
-        rows.append((f"task {task.column}", f"{task.kind}: {said}" + (f"; {unknown:,} samples not known" if unknown else "")))
+        rows.append((f"task {task.column}", f"{task.kind}: {said}" + (f"; {unknown:,} not known" if unknown else "")))
     return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,12 @@ from sctool.errors import SctoolError
 
 FEWEST_SAMPLES = 4
 SHOWN = 5
+DONORS = re.compile("donor|patient|subject|individual|participant", re.IGNORECASE)
+"""What a column of donors is called like."""
+_TRAITS = re.compile(
+    "(?i:sex|gender|bmi|race|ethnic|status|group|condition|disease|diagnos|type|stage|outcome|respon|treat|weight|height|(?<![a-z])age)|Age"
+)
+"""In a name like donor_sex, which is what a donor is like, not who it is."""
 
 
 @dataclass
@@ -82,6 +89,7 @@ def check_samples_file(
             )
     if config.data.batch_key in varying:
         checked.notes.append(f"obs[{config.data.batch_key!r}] varies within samples; the batch of a sample is its commonest")
+    _shared_donors(checked, cohort, config, training=training)
     if training:
         _training(checked, cohort, varying, config)
     checked.cohort = cohort if source is not None else None
@@ -106,7 +114,7 @@ def _cohort(file: H5ad, config: Config, source: Representation | None, checked: 
         commonest = pd.Series(text(obs[batch])).groupby(code_n).agg(lambda values: values.mode().iloc[0])
         table[batch] = commonest.reindex(range(len(samples))).to_numpy()
     own = f"obs_{settings.donor_key}" if settings.donor_key in OWN else settings.donor_key
-    donor_s = text(table[own]) if own in table else samples
+    donor_s = text(table[own]) if own in table and settings.donor_key != key else samples
     unknown = samples[donor_s == ""]
     if len(unknown):
         raise SctoolError(f"{len(unknown)} samples have no donor in obs[{settings.donor_key!r}], e.g. {unknown[0]}", "fill it in")
@@ -117,6 +125,36 @@ def _cohort(file: H5ad, config: Config, source: Representation | None, checked: 
     given_nf = file.given_embedding(config)
     given_sd = None if given_nf is None else sample_means(given_nf, code_n, len(samples)).astype(np.float32)
     return Cohort(samples, donor_s, code_n, table, obs, types, source, usable_s, given_sd), varying  # type: ignore[arg-type]
+
+
+def _shared_donors(checked: CheckedSamples, cohort: Cohort, config: Config, *, training: bool) -> None:
+    """Without a donor key, a column by which several samples are of one donor: folds would have it on both sides."""
+    settings = config.sampleclr
+    if settings.donor_key is not None:
+        return
+    tasks = {said for task in settings.tasks for said in (task, task.rpartition(":")[0])}
+    found = []
+    for key in map(str, cohort.obs.columns):
+        own = f"obs_{key}" if key in OWN else key
+        if own not in cohort.table or key == settings.sample_key or not DONORS.search(key) or _TRAITS.search(key) or key in tasks:
+            continue
+        values = text(cohort.table[own])
+        known = values[values != ""]
+        if 1 < len(set(known)) < len(known):
+            found.append((len(set(known)), len(known), key))
+    if not found:
+        return
+    n_values, n_samples, key = max(found, key=lambda one: one[0])
+    there, remedy = f"{n_samples} samples of {n_values} values of obs[{key!r}]", f"--donor-key {key}"
+    if training:
+        checked.problems.append(
+            SctoolError(
+                f"{there}, and no --donor-key: samples of one {key} would be on both sides of a split",
+                f"give {remedy}, or --donor-key {settings.sample_key} to say that samples are donors",
+            )
+        )
+    else:
+        checked.notes.append(f"{there}; each sample counts as a donor of its own without {remedy}")
 
 
 def _training(checked: CheckedSamples, cohort: Cohort, varying: dict[str, str], config: Config) -> None:

@@ -63,8 +63,10 @@ def open_sample_query(folder: ModelFolder, path: Path, config: Config, rep: str 
     trained, about = Config.model_validate(folder.manifest["config"]), folder.manifest["data"]
     own = {key: getattr(config.sampleclr, key) or getattr(trained.sampleclr, key) for key in ("sample_key", "donor_key")}
     file = H5ad(path)
+    if config.sampleclr.donor_key is None and trained.sampleclr.donor_key == trained.sampleclr.sample_key:
+        own["donor_key"] = own["sample_key"]  # samples are donors, whatever they are called here
     donor_key = own["donor_key"]
-    if config.sampleclr.donor_key is None and not (donor_key in file.obs and file.obs[donor_key].notna().all()):
+    if config.sampleclr.donor_key is None and donor_key != own["sample_key"] and not _complete(file, donor_key):
         own["donor_key"] = None  # a new file need not have donors
     label, batch = config.data.label_key, config.data.batch_key or trained.data.batch_key
     batch = batch if config.data.batch_key or batch in file.obs else None
@@ -79,7 +81,7 @@ def open_sample_query(folder: ModelFolder, path: Path, config: Config, rep: str 
     checked: CheckedSamples = check_samples_file(file, config, _unread, training=False)
     cohort = checked.require_cohort()
     module = load_module(folder, BUILDERS["sampleclr"]).to(choose_device(config.device))
-    blocks, notes = _blocks(file, cohort, folder, config)
+    blocks, notes = _blocks(file, cohort, folder, config, rep)
     batch_s, known = np.full(len(cohort), -1), folder.manifest["vocabularies"].get("batch")
     if known is not None:
         batch_s = batch_s if batch is None else batch_codes(cohort.table[batch], Vocabulary(tuple(known)))
@@ -88,11 +90,15 @@ def open_sample_query(folder: ModelFolder, path: Path, config: Config, rep: str 
     return SampleQuery(module, cohort, batch_s, blocks, stored_tasks(folder), about["scales"], [*checked.notes, *notes])
 
 
+def _complete(file: H5ad, key: str | None) -> bool:
+    return key in file.obs and bool(file.obs[key].notna().all())
+
+
 def _unread(file: H5ad, config: Config) -> Given:
     return Given(np.empty((file.n_cells, 0), np.float32), {})
 
 
-def _blocks(file: H5ad, cohort: Cohort, folder: ModelFolder, config: Config) -> tuple[Blocks, list[str]]:
+def _blocks(file: H5ad, cohort: Cohort, folder: ModelFolder, config: Config, given: str | None) -> tuple[Blocks, list[str]]:
     about, rep = folder.manifest["data"], str(config.sampleclr.rep)
     n_features = folder.manifest["sizes"]["n_features"]
     kind, _, key = rep.partition(":")
@@ -103,6 +109,12 @@ def _blocks(file: H5ad, cohort: Cohort, folder: ModelFolder, config: Config) -> 
         x_nf = source.features(np.ones(file.n_cells, bool))
         _same_size(x_nf.shape[1], n_features, rep)
         return in_blocks(x_nf, cohort.sample_n), source.about.get("notes", [])
+    if given is None and key not in file.obsm:
+        there = ", ".join(f"obsm:{name}" for name in file.obsm)
+        raise SctoolError(
+            f"{file.path} has no obsm {key!r}, which the model reads; it has: {there or 'none'}",
+            "say where it is with --rep, e.g. --rep obsm:X_mine; it must be the embedding of training, not another one",
+        )
     first = next(file.embedding_blocks(key, 1))
     _same_size(first.shape[1], n_features, rep)
 

@@ -69,13 +69,9 @@ def attention_weights(
     return w_soh if prune is None else w_soh * (w_soh > prune)
 
 
-def pool(x_sof: Tensor, w_soh: Tensor, mean: bool = False) -> Tensor:
-    """Weighted sum of cells for each head, or with ``mean`` the weighted mean; shape (samples, heads, features).
-
-    Of the weights of a softmax both are the same; of others the sum grows with the number of cells.
-    """
-    pooled_shf = w_soh.transpose(1, 2) @ x_sof
-    return pooled_shf / w_soh.sum(1).clamp_min(1e-12).unsqueeze(2) if mean else pooled_shf
+def pool(x_sof: Tensor, w_soh: Tensor) -> Tensor:
+    """Weighted sum of cells for each head, shape (samples, heads, features): with the weights of a softmax, the weighted mean."""
+    return w_soh.transpose(1, 2) @ x_sof
 
 
 def diversity(w_soh: Tensor) -> Tensor:
@@ -97,12 +93,6 @@ def ess(w_soh: Tensor) -> Tensor:
     """Effective number of cells, ``(sum w)^2 / sum w^2``, shape (samples, heads): 1 where one cell decides, all where weights are even."""
     squared_sh = w_soh.square().sum(1)
     return w_soh.sum(1).square() / squared_sh.clamp_min(torch.finfo(w_soh.dtype).tiny)
-
-
-def entropy(w_soh: Tensor) -> Tensor:
-    """Entropy in nats of each head's weights over the cells of a sample, shape (samples, heads)."""
-    share_soh = w_soh / w_soh.sum(1, keepdim=True).clamp_min(torch.finfo(w_soh.dtype).tiny)
-    return torch.special.entr(share_soh).sum(1)
 
 
 class AttentionPooling(nn.Module):

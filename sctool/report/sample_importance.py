@@ -18,6 +18,11 @@ from sctool.report.style import figure
 
 FIRM = 10  # cells of a type below which a donor's enrichment is mostly chance
 _TYPES, _GROUPS, _MANY, _PANELS = 40, 4, 80, 4
+_UNITS = {
+    "class": "logit of {}\n(less the mean over classes)",
+    "ordinal": "logit of a higher {}",
+    "regression": "{} (in its standard deviations)",
+}
 
 
 def importance_figures(plots: Path, formats: list[str], run: Path, facts: Facts, stability: float | None = None) -> list[Path]:
@@ -119,7 +124,7 @@ def importance(
     """A point for each donor (in each class it has samples of), a box for their quartiles, the mean over donors with its interval.
 
     The line at 1 is a cell's fair share. That the mean is not 1 says only that these networks attend unevenly, nothing of the target,
-    so no p value of it is shown; ``effect_q`` is, where ``tests`` has it: whether a type differs between the classes.
+    so no p value of it is shown; ``effect_q`` is, where ``tests`` has it: whether a type speaks for the truth of unseen donors.
     """
     rng = np.random.default_rng(0)
     each = by_donor(table, class_of)
@@ -151,7 +156,7 @@ def importance(
                 look: dict[str, Any] = {"transform": axis.get_yaxis_transform(), "va": "center", "fontsize": 7.5}
                 axis.text(1.015, at, said, fontweight="bold" if q < 0.05 else "normal", **look)
         if differs:
-            axis.text(1.015, -0.72, "differs between\nclasses, q", transform=axis.get_yaxis_transform(), va="bottom", fontsize=7.5)
+            axis.text(1.015, -0.72, "speaks for the\ntruth, q", transform=axis.get_yaxis_transform(), va="bottom", fontsize=7.5)
         axis.set_xscale("log", base=2)
         _log_ticks(axis, min(ends), max(ends))
         axis.set_yticks(range(len(shown)), [short(name, 40) for name in shown])
@@ -275,13 +280,12 @@ def effect_panels(
             axis.grid(axis="x", color="#ececec", lw=0.6)
             axis.set_axisbelow(True)
             axis.locator_params(axis="x", nbins=5)
-            unit = {"class": "log-odds of", "ordinal": "log-odds of higher", "regression": "standard deviations of"}.get(
-                goal.kind, "answer for"
-            )
             what = short(answer or goal.column, 30)
+            # Logits of classes are less their mean over the classes: of two classes half the log-odds.
+            unit = _UNITS.get(goal.kind, "answer for {}").format(what)
             axis.set_title(f"{short(goal.column, 30) or 'task'}, {counted(each['donor'].nunique(), 'donor')}", fontsize=9)
-            axis.set_xlabel(f"what the type adds to the\n{unit} {what}")
+            axis.set_xlabel(f"what the type adds to the\n{unit}")
             if lanes > 1:
-                axis.legend(handles=_handles(looks), loc="upper left", bbox_to_anchor=(0.0, -0.55 / (height * max(len(shown), 3))))
+                axis.legend(handles=_handles(looks), loc="upper left", bbox_to_anchor=(0.0, -0.7 / (height * max(len(shown), 3))))
         fig.suptitle("Answer with all cells less the answer without those of the type", x=0.01, ha="left", fontsize=10)
     return saved(path, formats)

@@ -115,7 +115,11 @@ def donor_map(path: Path, formats: list[str], table: pd.DataFrame, xy: NDArray[A
     size = float(np.clip(3_000 / len(table), 10, 46))
     donors = table["donor"].nunique()
     beside = [_beside(table, column, facts) for column in shown]
+    title = f"{counted(len(table), 'sample')} of {counted(donors, 'donor')}"
+    title += "; lines join samples of one donor" if donors < len(table) else ""
+    title += "\naxes: principal components of the standardised embedding" if names[0].startswith("PC") else ""
     width = 2.9 * columns + sum(max(beside[at::columns]) for at in range(columns))
+    width = max(width, inches(title.split("\n"), 10) + 0.3)
     with figure(path, formats, width, 2.85 * rows + 0.5, columns=columns, rows=rows) as (fig, axes):
         for axis in axes.flat[len(shown) :]:
             axis.axis("off")
@@ -130,8 +134,7 @@ def donor_map(path: Path, formats: list[str], table: pd.DataFrame, xy: NDArray[A
             axis.set_xlabel(names[0])
         for axis in axes[:, 0]:
             axis.set_ylabel(names[1])
-        title = f"{counted(len(table), 'sample')} of {counted(donors, 'donor')}"
-        fig.suptitle(title + ("; lines join samples of one donor" if donors < len(table) else ""), x=0.01, ha="left", fontsize=10)
+        fig.suptitle(title, x=0.01, ha="left", fontsize=10)
     return saved(path, formats)
 
 

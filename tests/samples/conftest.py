@@ -5,8 +5,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from typer.main import get_command
 
 from sctool.artifacts.tables import read_table
+from sctool.cli import main
 from tests.conftest import run_in
 
 KEYS = ("--sample-key", "sample", "--donor-key", "donor")
@@ -62,26 +64,46 @@ def tiny_cohort():
     return made
 
 
+@pytest.fixture(scope="package", autouse=True)
+def one_command_line():
+    """Built once: typer builds all commands anew at each call, which takes longer than most of what is tested here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(main, "app", get_command(main.app))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny():
     return tiny_cohort()
 
 
+@pytest.fixture(scope="session")
+def tiny_bytes(tiny, tmp_path_factory):
+    path = tmp_path_factory.mktemp("tiny") / "tiny.h5ad"
+    tiny.write_h5ad(path)
+    return path.read_bytes()
+
+
 @pytest.fixture
-def tiny_file(tiny, tmp_path):
-    tiny.write_h5ad(tmp_path / "tiny.h5ad")
-    return tmp_path / "tiny.h5ad"
+def tiny_file(tiny_bytes, tmp_path):
+    path = tmp_path / "tiny.h5ad"
+    path.write_bytes(tiny_bytes)
+    return path
 
 
 @pytest.fixture(scope="session")
-def home(tiny, tmp_path_factory):
-    """A folder with runs that several tests read: ``plain`` without tasks, ``told`` with three, ``genes`` of the expression."""
+def home(tiny_bytes, tmp_path_factory):
+    """A folder with runs that several tests read.
+
+    ``plain`` without tasks, ``told`` with three, ``short`` with one, ``genes`` of the expression.
+    """
     here = tmp_path_factory.mktemp("home")
-    tiny.write_h5ad(here / "tiny.h5ad")
+    (here / "tiny.h5ad").write_bytes(tiny_bytes)
     for name, words in (
         ("plain", ("--batch-key", "pool")),
         ("told", (*TASKS, *ORDER, *TYPES)),
-        ("genes", ("--rep", "X", "--task", "condition")),
+        ("genes", ("--rep", "X", "--task", "condition", "--cv", "none")),
+        ("short", ("--task", "condition")),
     ):
         run_in(here, "train", "sampleclr", "tiny.h5ad", *KEYS, *QUICK, *words, "--name", name)
     return here

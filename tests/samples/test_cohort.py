@@ -104,6 +104,34 @@ def test_what_is_wrong_is_said_with_what_was_found(check, given, message):
     assert any(message in problem for problem in problems), problems
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "found"),
+    [
+        ("Donor_ID", [0, 0, 1, 1, 2, 2, 3, 3], True),
+        ("origpatient", [0, 0, 1, 2, 3, 4, 5, 6], True),
+        ("subject", range(8), False),  # each sample its own
+        ("subject", [0] * 8, False),  # nothing to split by
+        ("donor_sex", [0, 1] * 4, False),  # what a donor is like
+        ("DonorAge", [30, 40] * 4, False),
+        ("pool", [0, 0, 1, 1, 2, 2, 3, 3], False),
+    ],
+)
+def test_columns_like_those_of_donors_are_asked_for(cells, tmp_path, name, values, found):
+    cells.obs = cells.obs.drop(columns="donor").assign(**{name: np.repeat([f"v{value}" for value in values], 5)})
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+
+    def of(donor_key, training):
+        return check_samples_file(H5ad(tmp_path / "cells.h5ad"), config(donor_key=donor_key), training=training)
+
+    said = f"8 samples of {len(set(values))} values of obs[{name!r}]"
+    assert [said in problem.message for problem in of(None, True).problems] == [True] * found
+    notes = of(None, False)
+    assert not notes.problems
+    assert sum(said in note and f"--donor-key {name}" in note for note in notes.notes) == found
+    cohort = of("sample", True).require_cohort()
+    assert cohort.donor_s.tolist() == cohort.samples.tolist()
+
+
 def test_all_problems_at_once(check):
     assert len(check(tasks=["kind", "stat"], rep="obsm:no").problems) == 3
 

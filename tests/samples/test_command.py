@@ -10,8 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from sctool.artifacts.tensors import load_tensors
 from tests.cli.cradle.conftest import refused
 from tests.samples.conftest import KEYS, ORDER, QUICK, TASKS, dims, files, model, read, results
+
+BARE = ("--cv", "none")  # where the test of the model is not what is asked about
 
 
 @pytest.fixture
@@ -97,7 +100,8 @@ def test_importance_is_told_by_donor_and_type(home):
     mean = (by_type["enrichment"] * by_type["share"]).groupby(by_type["sample"]).sum()
     np.testing.assert_allclose(mean, 1, atol=1e-4)  # weights sum to 1
     tests = read(folder, "importance_tests")
-    assert sorted(tests["cell_type"]) == ["a", "b"]
+    each = sorted(zip(tests["task"], tests["cell_type"], strict=True))
+    assert each == [("condition", "a"), ("condition", "b"), ("stage", "a"), ("stage", "b")]
     assert (tests["n_donors"] == 10).all()
     assert ((tests["low"] <= tests["mean_enrichment"]) & (tests["mean_enrichment"] <= tests["high"])).all()
 
@@ -134,7 +138,7 @@ def test_components_are_of_the_training_donors_only(tiny, tmp_path, monkeypatch,
 def test_features_of_a_trained_model(sctool, tiny_file, train, tmp_path):
     settings = ("--epochs", "1", "--n-hidden", "8", "--n-latent", "4", "--quiet", "--name", "codes")
     assert sctool("train", "scvi", tiny_file, *settings).code == 0
-    ran = train("--rep", "checkpoints/scvi/codes", "--name", "m")
+    ran = train("--rep", "checkpoints/scvi/codes", *BARE, "--name", "m")
     assert ran.code == 0, ran.err
     note = json.loads((tmp_path / "checkpoints/sampleclr/m/manifest.json").read_text())
     assert note["sizes"]["n_features"] == 4
@@ -145,13 +149,19 @@ def test_features_of_a_trained_model(sctool, tiny_file, train, tmp_path):
 
 
 def test_a_batch_is_hidden(home):
-    """No batch of the training samples has a mean of its own."""
+    """Of what a batch differs by, there remains what two donors more, like all samples, would leave of it."""
     assert read(model(home, "plain"), "history")["train_batches"].between(0, 1).all()
     assert "train_batches" not in read(model(home, "told"), "history")
-    for name, hidden in (("plain", True), ("told", False)):
+    level = {}
+    for name in ("plain", "told"):
         table = read(model(home, name), "embeddings")
-        means = [np.abs(dims(part)[:, :8].mean(0)).max() for _, part in table.groupby("pool")]
-        assert (max(means) < 1e-5) == hidden, name
+        spread_v = load_tensors(model(home, name) / "model.safetensors")[0]["encoder.spread_v"].numpy()
+        own = pd.DataFrame(dims(table)[:, :8] * spread_v * 8**0.5).groupby(table["pool"])
+        level[name] = own.mean()
+    donors = table.groupby("pool")["donor"].nunique()
+    assert donors.to_dict() == {"p1": 6, "p2": 4}
+    assert level["told"].abs().max(axis=1).min() > 0.1
+    np.testing.assert_allclose(level["plain"], level["told"].mul(2 / (donors + 2), axis=0), atol=1e-5)
 
 
 @pytest.mark.parametrize("prior", ["pseudobulk", "gloscope", "csv"])
@@ -160,7 +170,7 @@ def test_a_prior_changes_what_is_learned(home, train, tmp_path, prior):
     if prior == "csv":
         said = tmp_path / "prior.csv"
         read(results(home, "plain"), "distances").to_csv(said, index=False)
-    ran = train("--prior", said, "--name", "m", "--batch-key", "pool")
+    ran = train("--prior", said, "--name", "m", "--batch-key", "pool", *(() if prior == "gloscope" else BARE))
     assert ran.code == 0, ran.err
     a, b = (dims(read(folder, "embeddings")) for folder in (tmp_path / "checkpoints/sampleclr/m", model(home, "plain")))
     np.testing.assert_allclose(a[:, :8], b[:, :8], atol=1e-6)  # means and log-ratios are what they are
@@ -168,7 +178,7 @@ def test_a_prior_changes_what_is_learned(home, train, tmp_path, prior):
 
 
 def test_adaptive_resampling_weighs_samples(train, tmp_path):
-    ran = train("--ar", "--ar-warmup", "1", "--task", "condition", "--name", "m")
+    ran = train("--ar", "--ar-warmup", "1", "--task", "condition", *BARE, "--name", "m")
     assert ran.code == 0, ran.err
     samples = read(tmp_path / "checkpoints/sampleclr/m", "samples")
     assert samples["weight"].mean() == pytest.approx(1)
@@ -179,19 +189,18 @@ def test_the_same_seed_gives_the_same_bytes(home, train, tmp_path):
     assert train("--batch-key", "pool", "--name", "plain").code == 0
     assert files(tmp_path / "results/sampleclr/plain") == files(results(home, "plain"))
     assert files(tmp_path / "checkpoints/sampleclr/plain") == files(model(home, "plain"))
-    assert train("--batch-key", "pool", "--seed", "1", "--name", "other").code == 0
+    assert train("--batch-key", "pool", "--seed", "1", "--cv", "none", "--name", "other").code == 0
     other = tmp_path / "results/sampleclr/other/embeddings.csv"
     assert other.read_bytes() != (results(home, "plain") / "embeddings.csv").read_bytes()
 
 
 @pytest.mark.parametrize("where", ["fold", "network"])
-def test_an_interrupted_run_goes_on_with_the_same_result(train, tmp_path, monkeypatch, where):
+def test_an_interrupted_run_goes_on_with_the_same_result(home, train, tmp_path, monkeypatch, where):
     from sctool.engine import run, sample_folds
 
-    words = ("--task", "condition", "--set", "train.most_epochs=2")
-    assert train(*words, "--name", "whole").code == 0
-    fits, module = [], run if where == "network" else sample_folds
-    name = "_trainer" if where == "network" else "fit_fold"
+    words = ("--task", "condition")
+    fits, module = [], run if where == "network" else sample_folds.FoldNetworks
+    name = "_trainer" if where == "network" else "_fitted"
     fit, last = getattr(module, name), {"fold": 2, "network": 2 * 3 + 2 + 2}[where]
 
     def breaks_off(*args, **kwargs):
@@ -203,6 +212,8 @@ def test_an_interrupted_run_goes_on_with_the_same_result(train, tmp_path, monkey
     monkeypatch.setattr(module, name, breaks_off)
     ran = train(*words, "--name", "broken")
     assert ran.code == 130
+    kept = {"fold": 1, "network": 4}[where]
+    assert ran.err.splitlines()[-2:] == [f"error: interrupted; {kept} of 4 fits are kept", "  fix: give --resume to go on"]
     assert not (tmp_path / "results/sampleclr/broken").exists()
     assert not (tmp_path / "checkpoints/sampleclr/broken").exists()
     refused(train(*words, "--name", "broken"), "unfinished", "--resume")
@@ -212,17 +223,26 @@ def test_an_interrupted_run_goes_on_with_the_same_result(train, tmp_path, monkey
     if where != "network":  # folds that were done are not trained again
         assert len(fits) - before == 4 - (last - 1)
     for part in ("results", "checkpoints"):
-        assert files(tmp_path / part / "sampleclr/broken") == files(tmp_path / part / "sampleclr/whole")
+        assert files(tmp_path / part / "sampleclr/broken") == files(home / part / "sampleclr/short")
     assert not (tmp_path / "checkpoints/sampleclr/broken.part").exists()
 
 
-def test_a_finished_run_is_not_overwritten(train, tmp_path):
-    assert train("--name", "m").code == 0
+def test_a_finished_run_is_not_overwritten(tiny, train, tmp_path):
+    assert train("--name", "m", *BARE).code == 0
     before = files(tmp_path)
-    refused(train("--name", "m", "--seed", "1"), "is there already", "--force")
-    assert train("--name", "m", "--resume").code == 0
+    refused(train("--name", "m", *BARE, "--seed", "1"), "is there already", "--force")
+    assert train("--name", "m", *BARE, "--resume").code == 0
+    for words, said in (
+        (("--seed", "1"), "--seed 0, not 1"),
+        (("--set", "sampleclr.n_heads=3"), "sampleclr.n_heads was 2 and is 3"),
+        (("--task", "age:regression"), "sampleclr.tasks was [] and is ['age:regression']"),
+    ):
+        refused(train("--name", "m", *BARE, "--resume", *words), said, "--force")
+    other = written(tiny, tmp_path, lambda a: a.obs.insert(0, "ward", "w1"))
+    refused(train("--name", "m", *BARE, "--resume", path=other), "other cells or samples")
+    other.unlink()
     assert files(tmp_path) == before
-    assert train("--name", "m", "--seed", "1", "--force").code == 0
+    assert train("--name", "m", *BARE, "--seed", "1", "--force").code == 0
     assert files(tmp_path) != before
 
 
@@ -237,8 +257,29 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(train, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_dry_run_says_what_would_do_nothing(sctool, tiny_file):
+    words = "train", "sampleclr", tiny_file, *KEYS, "--min-cells", "10", "--dry-run", "--patience", "3", "--n-hidden", "8"
+    notes = [line for line in sctool(*words).err.splitlines() if "nothing" in line]
+    assert len(notes) == 2
+    assert "--patience does nothing" in notes[0]
+    assert "--n-hidden does nothing" in notes[1]
+    ran = sctool(*words, "--task", "condition", "--set", "data.validation=0.2")
+    assert ran.code == 0
+    assert "nothing" not in ran.err
+
+
+def test_donors_that_the_file_knows_of_are_not_ignored(tiny, sctool, train, tmp_path):
+    """Samples of one donor on both sides of a split would be a leak."""
+    alone = ("--sample-key", "sample")
+    refused(train(keys=alone), "14 samples of 10 values of obs['donor']", "--donor-key donor, or --donor-key sample")
+    ran = train("--donor-key", "sample", "--dry-run", "--json", keys=alone)
+    assert json.loads(ran.out)["samples"] == "14 of 14, of 14 donors"
+    sexes = written(tiny, tmp_path, lambda a: a.obs.rename(columns={"donor": "OrigPatientID"}, inplace=True))
+    refused(train(keys=alone, path=sexes), "14 samples of 10 values of obs['OrigPatientID']", "--donor-key OrigPatientID")
+
+
 def test_json_is_strict(train, tmp_path):
-    ran = train("--task", "condition", "--task", "age:regression", "--json", "--name", "m")
+    ran = train("--task", "age:regression", "--json", "--name", "m")
     assert ran.code == 0, ran.err
 
     def refuse(word):
@@ -328,10 +369,9 @@ def test_donors_of_the_new_file_are_told_where_it_has_them(tiny, home, predict, 
     assert set(read(folder, "importance_tests")["n_donors"]) == {14}
 
 
-@pytest.mark.parametrize("names", [("1.0", "2.0"), ("NA", "None")])
-def test_any_words_are_names_of_classes(tiny, train, sctool, tmp_path, names):
+def test_any_words_are_names_of_classes(tiny, train, sctool, tmp_path):
     said = {}
-    for run, own in (("usual", ("ill", "well")), ("odd", names)):
+    for run, own in (("usual", ("ill", "well")), ("numbers", ("1.0", "2.0")), ("nothing", ("NA", "None"))):
 
         def change(a, own=own):
             a.obs["condition"] = np.where(a.obs["condition"] == "ill", *own)
@@ -341,7 +381,8 @@ def test_any_words_are_names_of_classes(tiny, train, sctool, tmp_path, names):
         ran = sctool("predict", "sampleclr", f"checkpoints/sampleclr/{run}", path, "--quiet", "--name", f"by-{run}")
         assert ran.code == 0, ran.err
         said[run] = read(tmp_path / "results/sampleclr" / f"by-{run}", "predictions")[[f"p_{name}" for name in own]].to_numpy()
-    np.testing.assert_array_equal(said["odd"], said["usual"])
+    np.testing.assert_array_equal(said["numbers"], said["usual"])
+    np.testing.assert_array_equal(said["nothing"], said["usual"])
 
 
 def test_importance_can_be_left_out(home, predict):
@@ -383,6 +424,8 @@ def test_importance_is_the_same_bytes_whenever_it_is_written(home, predict):
         ((*KEYS, "--cv", "donors:1"), "is not known"),
         ((*KEYS, "--cv", "leave-one-study-out", "--task", "condition"), "--study-key"),
         ((*KEYS, "--prior", "nowhere.csv"), "no such file"),
+        ((*KEYS, "--prior", "nowhere.csv", "--dry-run"), "no such file"),
+        ((*KEYS, "--prior", "gloscope", "--set", "sampleclr.loss=infonce_cosine"), "--prior needs sampleclr.loss xsample"),
         ((*KEYS, "--preset", "huge"), "preset"),
         ((*KEYS, "--set", "sampleclr.n_headz=2"), "n_heads"),
         ((*KEYS, "--set", "sampleclr.cell_weights=w"), "no column 'w'"),
@@ -432,7 +475,7 @@ def test_no_file(train, tmp_path):
     ("change", "words", "said"),
     [
         (lambda a: a.obsm.__setitem__("X_pca", a.obsm["X_pca"][:, :4]), (), "4 dimensions, the model was trained on 5"),
-        (lambda a: a.obsm.__delitem__("X_pca"), (), "X_pca"),
+        (lambda a: a.obsm.__delitem__("X_pca"), (), "say where it is with --rep"),
         (lambda a: a.obs.drop(columns="sample", inplace=True), (), "no column 'sample'"),
         (lambda a: None, ("--label-key", "typ"), "no column 'typ'"),
         (lambda a: None, ("--rep", "obsm:X_umap"), "X_umap"),
@@ -485,7 +528,7 @@ def test_cells_without_a_sample_are_left_out_of_the_tables(tiny, train, tmp_path
     def change(a):
         a.obs["sample"] = a.obs["sample"].astype(object).where(np.arange(a.n_obs) % 4 > 0)
 
-    assert train("--name", "m", path=written(tiny, tmp_path, change)).code == 0
+    assert train("--name", "m", *BARE, path=written(tiny, tmp_path, change)).code == 0
     cells = pd.read_csv(tmp_path / "results/sampleclr/m/cell_importance.csv.gz")
     names = ad.read_h5ad(tmp_path / "new.h5ad").obs_names
     assert cells["cell"].tolist() == [name for number, name in enumerate(names) if number % 4]

@@ -8,8 +8,10 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from sctool.bench.sample_given import embedding_names, read_embedding
+from sctool.bench.sample_given import embedding_names, of_table, read_embedding
+from sctool.config import Config
 from sctool.errors import SctoolError
+from sctool.models.samples.baselines import covariates
 
 FAST = ("--permutations", "19", "--repeats", "2")
 
@@ -100,6 +102,23 @@ def test_baselines_are_made_of_the_cells(sctool, files):
     assert spare.loc["mean", "retention"] > spare.loc["random", "retention"]
     assert spare["total"].isna().all()  # nothing technical was named
     refused(sctool(*words[:3], *given("some"), *keys, "--target", "state"), "obs has no column 'donor' (--donor-key)", "give one")
+
+
+def test_numbers_of_cells_are_those_of_the_metadata(sctool, files):
+    table = pd.read_csv(files / "meta.csv", index_col="sample", dtype={"sample": str})
+    table["n_cells"] = np.where(table["state"] == "ill", 900, 100) + np.arange(24)
+    table.to_csv(files / "sized.csv")
+    made = of_table(table, Config(), files / "sized.csv")
+    np.testing.assert_allclose(covariates(made, made.usable_s), np.log1p(table[["n_cells"]]))
+    unknown = of_table(table.drop(columns="n_cells"), Config(), files / "meta.csv")
+    np.testing.assert_allclose(covariates(unknown, unknown.usable_s, columns=["age"]), table[["age"]])
+    ran = sctool("eval", "samples", *given("noise"), "--metadata", "sized.csv", "--target", "state", *FAST)
+    assert ran.code == 0, ran.err
+    scores = pd.read_csv(files / "results/samples/noise/scores.csv").groupby("name")["auc"].mean()
+    assert scores["covariates"] == 1
+    ran = sctool("eval", "samples", *given("noise"), "--metadata", "meta.csv", "--target", "state", *FAST, "--name", "unsized")
+    assert ran.code == 0, ran.err
+    assert "covariates" not in set(pd.read_csv(files / "results/samples/unsized/scores.csv")["name"])
 
 
 BAD = {

@@ -23,7 +23,7 @@ MOST_DISTANCES = 2_000_000_000
 MOST_SAMPLES = 300
 """Beyond which it takes too long."""
 DIMENSIONS = 10
-_BLOCK = 4096
+_BLOCK = 512
 
 
 def log_radii(x_nf: Floats, code_n: NDArray[np.int64], samples: int, k: int = NEIGHBOURS, most: int = MOST_CELLS) -> Floats:
@@ -50,13 +50,17 @@ def log_radii(x_nf: Floats, code_n: NDArray[np.int64], samples: int, k: int = NE
             continue
         # of its own sample a cell finds itself first, so that its k-th neighbour is the next one
         here, other = min(k, len(own) - 1), min(k, len(own)) - 1
-        log_n = np.empty(len(ask_n))
+        log_n, twice_fk = np.empty(len(ask_n)), -2 * x_nf[own].T
         for at in range(0, len(ask_n), _BLOCK):
             part = slice(at, at + _BLOCK)
-            apart_nk = square_n[own] - 2 * (x_nf[ask_n[part]] @ x_nf[own].T)
-            near_nk = np.partition(apart_nk, sorted({here, other}), axis=1)
-            near_n = np.where(from_n[part] == to, near_nk[:, here], near_nk[:, other]) + square_n[ask_n[part]]
-            log_n[part] = 0.5 * np.log(np.maximum(near_n, 1e-12))
+            apart_nk = x_nf[ask_n[part]] @ twice_fk
+            apart_nk += square_n[own]
+            own_n = from_n[part] == to
+            itself_n = np.partition(apart_nk[own_n], here, axis=1)[:, here]
+            apart_nk.partition(other, axis=1)
+            near_n = apart_nk[:, other].copy()
+            near_n[own_n] = itself_n
+            log_n[part] = 0.5 * np.log(np.maximum(near_n + square_n[ask_n[part]], 1e-12))
         total_s = np.bincount(from_n, weights=log_n, minlength=samples)
         out[:, to] = np.divide(total_s, sizes, out=np.full(samples, np.nan), where=sizes > 1)
     return out
