@@ -19,6 +19,7 @@ from sctool.bench.sample_confounding import confounding
 from sctool.bench.sample_files import distances_table, embeddings_table, write_importance
 from sctool.bench.sample_folds import SampleFold, codes, plain_folds, sample_folds
 from sctool.bench.sample_importance import evidence_by_type
+from sctool.bench.sample_leakage import leakage, leaks
 from sctool.bench.sample_predict import reach
 from sctool.bench.sample_retrieval import Parts, baseline_embeds, retrieval_tables
 from sctool.bench.sample_tables import combined, figures, verdicts
@@ -135,10 +136,10 @@ def train_cohort(
     config = config.replaced({"train.epochs": config.train.epochs or prepared.epochs(config.train.most_epochs)})
     place.open(run_settings("sampleclr", config, prepared))
     place.resume = True  # what is there from here on is of this run
-    test = _Test(made, place, tick)
+    test = _Test(made, place, tick, say)
     evaluations = [evaluate_samples(cohort, task, test.contestants(task), made.folds, config, say) for task in tasks if made.folds]
     retrieval, robustness = test.retrieval() if made.folds else (pd.DataFrame(), pd.DataFrame())
-    leaks = test.leaks()
+    told = test.leaks()
     for line in prepared.notes:
         say(line)
     folder = run_training("sampleclr", BUILDERS["sampleclr"], prepared, config, place, stages=sample_stages, reporter=reporter)
@@ -173,11 +174,15 @@ def train_cohort(
         stability = write_importance(partial, module, seen, blocks, cohort, np.random.default_rng(config.seed), tasks, test.evidence())
         metrics["importance_stability"] = stability
         for name, one in combined(
-            evaluations, retrieval=retrieval, robustness=robustness, confounding=made.confounded, technical=leaks
+            evaluations,
+            retrieval=retrieval,
+            robustness=robustness,
+            confounding=made.confounded,
+            technical=combined(told).get("comparison", pd.DataFrame()),
         ).items():
             one.to_csv(partial / f"{name}.csv", index=False)
         write_json(partial / "metrics.json", metrics)
-    return Trained(folder, evaluations, retrieval, metrics, [*_lines(evaluations, retrieval, test.weights()), *_leaked(leaks)])
+    return Trained(folder, evaluations, retrieval, metrics, [*_lines(evaluations, retrieval, test.weights()), *leaks(told)])
 
 
 def _lines(evaluations: list[Evaluation], retrieval: pd.DataFrame, weights: dict[str, float]) -> list[str]:
@@ -193,16 +198,12 @@ def _lines(evaluations: list[Evaluation], retrieval: pd.DataFrame, weights: dict
     return lines
 
 
-def _leaked(leaks: pd.DataFrame) -> list[str]:
-    said = leaks[leaks["score"] == "auc"].to_dict("records") if len(leaks) else []
-    return [f"batches of held-out samples told by {row['name']}: AUC {row['value']:.3f} (p {row['p']:.3f})" for row in said]
-
-
 class _Test:
     """Networks trained in each fold, and what is asked of them."""
 
-    def __init__(self, made: Plan, place: RunPlace, tick: Callable[[str, int, int], None]) -> None:
-        self.made, self.done, self.tick = made, 0, tick
+    def __init__(self, made: Plan, place: RunPlace, tick: Callable[[str, int, int], None], say: Callable[[str], None]) -> None:
+        self.made, self.done, self.tick, self.say = made, 0, tick, say
+        self.baselines = baseline_contestants(made.cohort, made.config, say)
         self.total = len(made.folds) * (1 + bool(made.tasks))
         self.parts = Parts(made.cohort, made.config.seed)
         alone = made.config.replaced({"sampleclr.joint_contrast": 0.0, "sampleclr.gumbel": False, "sampleclr.label_smoothing": 0.0})
@@ -223,19 +224,19 @@ class _Test:
             Contestant(LEARNED, "self-supervised", features=self.networks.learned),
             Contestant(SUPERVISED, "supervised", predict=lambda train_s: self.networks.answers(train_s, task)),
             Contestant(ALONE, "baseline", predict=lambda train_s: self.alone.answers(train_s, task)),
-            *baseline_contestants(self.made.cohort, self.made.config),
+            *self.baselines,
         ]
 
-    def leaks(self) -> pd.DataFrame:
+    def leaks(self) -> list[Evaluation]:
         """How well the batch of held-out samples can be told from the embedding, and from the mean of the cells; the less the better."""
         made, key = self.made, self.made.config.data.batch_key
         if key is None or not made.folds:
-            return pd.DataFrame()
+            return []
         names = sorted(set(text(made.cohort.table[key])) - {""})
         contestants = [Contestant(PROBED, "embedding", features=self.networks.embedding)]
-        contestants += [one for one in baseline_contestants(made.cohort, made.config) if one.name == "mean"]
+        contestants += [one for one in self.baselines if one.name == "mean"]
         batches = Task(key, "class", tuple(map(str, names)))
-        return evaluate_samples(made.cohort, batches, contestants, made.folds, made.config).tables["comparison"]
+        return leakage(made.cohort, [batches], contestants, made.config, self.say, made.folds)
 
     def weights(self) -> dict[str, float]:
         """Share of the networks in the answers, the rest is the probe's; mean over fits."""

@@ -129,3 +129,32 @@ def read(folder, name):
 def files(folder):
     """Contents by name, but for those that name folders and times."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.suffix in (".csv", ".gz")}
+
+
+@pytest.fixture
+def train(sctool, tiny_file):
+    def run(*words, path=tiny_file, keys=KEYS):
+        return sctool("train", "sampleclr", path, *keys, *QUICK, *words)
+
+    return run
+
+
+@pytest.fixture
+def predict(sctool, home, tmp_path):
+    """Predict with a run of ``home``; its folder of results."""
+
+    def run(name, path, *words):
+        ran = sctool("predict", "sampleclr", model(home, name), path, "--quiet", "--name", "p", *words)
+        assert ran.code == 0, ran.err
+        return tmp_path / "results" / "sampleclr" / "p"
+
+    return run
+
+
+def written(tiny, tmp_path, change):
+    """A file of the tiny cohort after a change."""
+    a = tiny.copy()
+    changed = change(a)
+    path = tmp_path / "new.h5ad"
+    (a if changed is None else changed).write_h5ad(path)
+    return path
