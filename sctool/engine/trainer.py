@@ -116,12 +116,9 @@ class Trainer:
         self.reporter = reporter
         self.state_path, self.title = state_path, title
         self.rng = np.random.default_rng(seed)
-        whole = [{"params": list(model.parameters()), "lr": config.lr}]
-        groups: list[dict[str, Any]] = model.groups(config.lr) if hasattr(model, "groups") else whole
-        self._rates: list[float] = [group["lr"] for group in groups]
-        self._trained: list[Tensor] = [p for group in groups for p in group["params"]]
+        self._trained: list[Tensor] = list(model.trained() if hasattr(model, "trained") else model.parameters())
         self.optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer](
-            groups,
+            self._trained,
             lr=config.lr,
             weight_decay=config.weight_decay,
             eps=config.adam_eps,
@@ -232,21 +229,19 @@ class Trainer:
         if self.config.grad_clip:
             torch.nn.utils.clip_grad_norm_(self._trained, self.config.grad_clip)
         if self.config.lr_decay == "cosine" or self.config.lr_warmup:
-            share = self._share((self._epoch + self._cursor / len(self._rows)) / self.epochs)
-            for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-                group["lr"] = rate * share
+            self.optimizer.param_groups[0]["lr"] = self._rate((self._epoch + self._cursor / len(self._rows)) / self.epochs)
         self.optimizer.step()
         if self._average:
             torch._foreach_lerp_(self._average, [p.data for p in self.model.parameters()], 1 - self.config.ema)
         if self.sampler.watches:
             self.sampler.seen(rows, terms.embedding_nl.float().cpu().numpy())
 
-    def _share(self, done: float) -> float:
-        """Of the learning rate, when so much of the training is done, 0 to 1."""
-        rise = self.config.lr_warmup
+    def _rate(self, done: float) -> float:
+        """Learning rate when so much of the training is done, 0 to 1."""
+        rise, most = self.config.lr_warmup, self.config.lr
         if done < rise:
-            return (done + 1 / self.epochs) / (rise + 1 / self.epochs)  # the first step moves, too
-        return 1.0 if self.config.lr_decay == "none" else 0.5 * (1 + math.cos(math.pi * (done - rise) / (1 - rise)))
+            return most * (done + 1 / self.epochs) / (rise + 1 / self.epochs)  # the first step moves, too
+        return most if self.config.lr_decay == "none" else most * 0.5 * (1 + math.cos(math.pi * (done - rise) / (1 - rise)))
 
     def _look(self) -> None:
         """Read the losses of the last steps, which makes an accelerator wait, add them up, and stop if one is not finite."""

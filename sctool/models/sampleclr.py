@@ -22,7 +22,7 @@ Two encoders, x (cells, features) -> weights (cells, heads) -> weighted means ->
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -252,10 +252,10 @@ class SampleCLR(nn.Module):
     centre_f: Tensor
     scale_f: Tensor
 
-    def groups(self, lr: float) -> list[dict[str, Any]]:
+    def trained(self) -> list[nn.Parameter]:
         """What this stage trains: an encoder, and the heads that belong to it."""
-        trained = [self.encoder] if self.on is None else [self.told[self.on], self.heads[self.on]]
-        return [{"params": [p for part in trained for p in part.parameters()], "lr": lr}]
+        parts = [self.encoder] if self.on is None else [self.told[self.on], self.heads[self.on]]
+        return [parameter for part in parts for parameter in part.parameters()]
 
     def standard(self, x_nf: Tensor) -> Tensor:
         """Features in units of the training cells; any leading axes."""

@@ -164,7 +164,7 @@ def test_a_stage_trains_its_own_part_and_nothing_else(setting_of, more):
         assert any(not torch.allclose(a, b) for a, b in zip(*found.values(), strict=True)) == bool(more)  # unknown batches ask nothing
         touched = {id(p) for p in module.parameters() if p.grad is not None}
         assert touched == {id(p) for part in own for p in part.parameters()}
-        groups = [p for group in module.groups(1e-3) for p in group["params"]]
+        groups = module.trained()
         assert {id(p) for p in groups} == touched
         rows = np.arange(14)
         Trainer(module, setting.store, setting.sampler(rows), setting.config.train, seed=0).fit()
