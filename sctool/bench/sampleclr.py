@@ -37,7 +37,7 @@ from sctool.engine.samples import in_blocks, represent, sample_stages, see
 from sctool.engine.trainer import Reporter
 from sctool.models.registry import BUILDERS
 
-PROBED, LEARNED = "SampleCLR + linear probe", "its contrast alone + linear probe"
+PROBED, LEARNED = "SampleCLR + linear probe", "contrast + linear probe"
 SUPERVISED, ALONE = "SampleCLR", "attention alone"
 
 
@@ -76,10 +76,12 @@ class Plan:
             )
             rows.append([f"{task.kind} {task.column}", said])
         repeats = len({fold.repeat for fold in self.folds})
-        tested = [int(fold.test_s.sum()) for fold in self.folds]
-        rows.append(
-            ["folds", f"{len(self.folds)} in {repeats} repeats; {min(tested)} to {max(tested)} samples tested" if tested else "none"]
-        )
+        tested = [int(fold.test_s.sum()) for fold in self.folds] or [0]
+        sizes = " to ".join(dict.fromkeys([str(min(tested)), str(max(tested))]))
+        said = f"{len(self.folds)} in {repeats} repeat{'s' * (repeats != 1)}; {sizes} samples tested"
+        rows.append(["folds", said if self.folds else "none"])
+        own = 1 + (self.config.sampleclr.n_networks if self.tasks else 0)
+        rows.append(["networks to train", str(len(self.folds) * (own + bool(self.tasks)) + own)])
         for row in self.confounded.dropna(subset=["value"]).to_dict("records") if len(self.confounded) else ():
             rows.append(
                 [f"{row['task']} and {row['covariate']}", f"{row['measure']} {row['value']:.2f}{' (strong)' if row['strong'] else ''}"]
