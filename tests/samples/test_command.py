@@ -219,7 +219,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(train, tmp_path):
     said = json.loads(ran.out)
     assert said["samples"] == "14 of 14, of 10 donors"
     assert said["class condition"] == "ill 7, well 7"
-    assert said["folds"].startswith("2 in 1 repeats")
+    assert said["folds"].startswith("2 in 1 repeat; ")
     assert sorted(tmp_path.rglob("*")) == before
 
 
