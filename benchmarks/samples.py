@@ -5,7 +5,8 @@
 
 Each seed shares the donors out into folds anew and trains anew (`sctool train sampleclr --repeats 1`). The table holds means over
 seeds, the spread of the score over seeds, and the mean of the intervals over donors. Read it so: with few donors the interval is wide,
-and only differences that are larger than the spread over seeds say something of the method.
+and only differences that are larger than the spread over seeds say something of the method. With `--even-types` (and `--label-key`) every
+sample has the same number of cells of each type that all samples have, so that composition can say nothing.
 """
 
 import argparse
@@ -14,7 +15,23 @@ import sys
 import tempfile
 from pathlib import Path
 
+import anndata as ad
+import numpy as np
 import pandas as pd
+
+
+def even(path, sample_key, label_key, folder):
+    """A copy with the same number of cells of each type in every sample."""
+    a = ad.read_h5ad(path)
+    counts = pd.crosstab(a.obs[sample_key].astype(str), a.obs[label_key].astype(str))
+    least = counts.min()
+    rng, rows = np.random.default_rng(0), []
+    for (_, kind), own in a.obs.reset_index().groupby([sample_key, label_key], observed=True).groups.items():
+        rows.append(rng.permutation(np.asarray(own))[: least[str(kind)]])
+    made = Path(folder) / f"{path.stem}-even.h5ad"
+    a[np.sort(np.concatenate(rows))].write_h5ad(made)
+    print(f"{made.name}: " + ", ".join(f"{n} {kind}" for kind, n in least.items() if n) + " in each sample")
+    return made
 
 
 def one_seed(args, folder, seed):
@@ -38,8 +55,12 @@ def main():
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--more", default="", help="further flags of the command")
     parser.add_argument("--out", default=None, help="keep the runs here")
+    parser.add_argument("--even-types", action="store_true", help="the same composition in all samples")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
+        if args.even_types:
+            Path(args.out or scratch).mkdir(parents=True, exist_ok=True)
+            args.file = even(args.file, args.sample_key, args.label_key, args.out or scratch)
         runs = [one_seed(args, args.out or scratch, seed) for seed in range(args.seeds)]
     if "comparison" in runs[0]:
         table = pd.concat([run["comparison"] for run in runs])

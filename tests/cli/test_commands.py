@@ -264,8 +264,8 @@ def test_a_panel_for_each_stage_of_training(sctool, tmp_path, monkeypatch):
     drawn = []
     curves = figures._curves
 
-    def watched(axis, histories, stage):
-        curves(axis, histories, stage)
+    def watched(axis, histories, stage, unit):
+        curves(axis, histories, stage, unit)
         lines = [line.get_xdata() for line in axis.get_lines()]
         assert all((np.diff(epochs) > 0).all() for epochs in lines)
         drawn.append((" ".join(histories), stage, axis.get_ylabel(), [len(epochs) for epochs in lines]))
