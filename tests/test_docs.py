@@ -22,7 +22,7 @@ def test_pages_have_commands():
     assert all(blocks(page) for page in PAGES)
 
 
-LONG = ("adaptive-resampling.md", "classify.md", "integrate.md", "perturbation.md", "samples.md", "scgen.md", "scvi.md")
+LONG = ("adaptive-resampling.md", "classify.md", "integrate.md", "novelty.md", "perturbation.md", "samples.md", "scgen.md", "scvi.md")
 
 
 @pytest.mark.parametrize("page", [pytest.param(page, marks=[pytest.mark.slow] * (page.name in LONG), id=page.name) for page in PAGES])

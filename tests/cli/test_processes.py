@@ -124,6 +124,7 @@ def test_plain_lines_without_a_terminal(small_file, tmp_path):
     assert "all 2 epochs done" in err
 
 
+@pytest.mark.slow  # the README has the same loop
 def test_shell_loops_just_work(small_file, tmp_path):
     loop = (
         "for s in 0 1; do for a in ar no-ar; do "
