@@ -186,19 +186,16 @@ def _plain(x_nf: Matrix, centre_f: Matrix, scale_f: Matrix, centre_kf: Matrix, c
     return np.hstack([mean_sf, log_sk - log_sk.mean(1, keepdims=True)])
 
 
-def _levels(plain_sv: NDArray[np.float64], batch_s: Rows, n_batches: int, donor_s: NDArray[Any], train_s: Mask) -> NDArray[np.float64]:
-    """Mean of each batch of training samples, drawn towards that of all (the last row) as if two more donors of the batch had that.
+FEWEST_DONORS = 4
+"""Of a batch whose mean is taken away; of fewer, what is the batch and what is the donor cannot be told apart."""
 
-    A batch of one donor has the mean of all: what is the batch and what is the donor cannot be told apart.
-    """
+
+def _levels(plain_sv: NDArray[np.float64], batch_s: Rows, n_batches: int, donor_s: NDArray[Any], train_s: Mask) -> NDArray[np.float64]:
+    """Mean of each batch of training samples, or of all where it has few donors; the last row is of all."""
     whole_v = plain_sv[train_s].mean(0)
-    rows = []
-    for code in range(n_batches):
-        own_s = train_s & (batch_s == code)
-        donors = len(set(donor_s[own_s].tolist()))
-        share = donors / (donors + 2) if donors > 1 else 0.0
-        rows.append(whole_v + share * (plain_sv[own_s].mean(0) - whole_v))
-    return np.stack([*rows, whole_v])
+    own = [train_s & (batch_s == code) for code in range(n_batches)]
+    enough = [len(set(donor_s[own_s].tolist())) >= FEWEST_DONORS for own_s in own]
+    return np.stack([*(plain_sv[own_s].mean(0) if ok else whole_v for own_s, ok in zip(own, enough, strict=True)), whole_v])
 
 
 def batch_codes(column: pd.Series, known: Vocabulary) -> NDArray[np.int64]:
