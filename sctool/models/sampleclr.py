@@ -21,6 +21,7 @@ Two encoders, x (cells, features) -> weights (cells, heads) -> weighted means ->
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
 
@@ -52,7 +53,7 @@ PRESETS = {
 }
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Module, ABC):
     """From the cells of a sample to its vector: scores, values, and what is made of their weighted means.
 
     Parameters
@@ -80,10 +81,11 @@ class Encoder(nn.Module):
         scores_nh = self.pooling.scores(x_nf, mask)
         return torch.cat([scores_nh.new_zeros((*scores_nh.shape[:-1], 1)), scores_nh], -1)
 
+    @abstractmethod
     def value(self, x_nf: Tensor) -> Tensor:
         """What is averaged of each cell, shape (..., values)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def project(self, pooled_shv: Tensor, log_sum_sh: Tensor, batch_s: Tensor) -> Tensor:
         """Vector of unit length.
 
@@ -96,7 +98,6 @@ class Encoder(nn.Module):
         batch_s
             Code of each sample's batch, -1 where it is unknown.
         """
-        raise NotImplementedError
 
     def forward(self, x_sof: Tensor, mask_so: Tensor, batch_s: Tensor) -> tuple[Tensor, Tensor]:
         """Vector of a view, and the weights of its cells in the learned heads."""
